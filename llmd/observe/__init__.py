@@ -1,0 +1,1 @@
+"""What llmd says of itself: metrics, logs, service-manager notifications."""

@@ -1,0 +1,1 @@
+"""llama-server processes: starting, watching, talking to and stopping them."""
