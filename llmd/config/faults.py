@@ -1,0 +1,110 @@
+"""The faults of one load, each with its TOML path and where the value came from."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from llmd.config.locate import KeyPath, Lines
+from llmd.errors import ConfigError
+
+_SHOWN_CHARS = 60
+_SECRETS = frozenset({"key", "key_sha256"})
+
+
+class Faults:
+    """Collects faults, so that all of them are told at once.
+
+    Args:
+        file: The config file, or None; named in faults as it was given.
+        lines: Where its keys stand.
+    """
+
+    def __init__(self, file: Path | None, lines: Lines) -> None:
+        self._file = file
+        self._lines = lines
+        self._origins: dict[KeyPath, str] = {}
+        self._faults: list[tuple[int, int, str]] = []
+        self._bad: set[KeyPath] = set()
+
+    def came_from(self, path: KeyPath, origin: str) -> None:
+        """Note that `path` was set by a variable or flag instead of the file."""
+        self._origins[path] = origin
+
+    def origin(self, path: KeyPath) -> str | None:
+        """Return the variable or flag that set `path`, or None for the file."""
+        for end in range(len(path), 0, -1):
+            if path[:end] in self._origins:
+                return self._origins[path[:end]]
+        return None
+
+    def add(self, path: KeyPath, message: str) -> None:
+        """Add a fault of the value at `path`."""
+        self._bad.add(path)
+        line = self._lines.line(path)
+        origin = self.origin(path)
+        if origin is not None:
+            self._faults.append((1, 0, f"{origin}: {dotted(path)}: {message}"))
+        elif line:
+            self._faults.append((0, line, f"{self._file}:{line}: {dotted(path)}: {message}"))
+        else:
+            self._faults.append((0, 0, f"{dotted(path)}: {message}"))
+
+    def add_bare(self, message: str) -> None:
+        """Add a fault that belongs to no key, such as an unknown variable."""
+        self._faults.append((2, 0, message))
+
+    def add_file(self, line: int, message: str) -> None:
+        """Add the fault that the file as a whole cannot be read; `line` is 0 if unknown."""
+        place = f"{self._file}:{line}" if line else str(self._file)
+        self._faults.append((0, line, f"{place}: {message}"))
+
+    def sound(self, *paths: KeyPath) -> bool:
+        """Return whether none of `paths` has a fault, so that rules about them make sense."""
+        return self._bad.isdisjoint(paths)
+
+    def raise_all(self) -> None:
+        """Raise what was collected, the file's faults first and from top to bottom.
+
+        Raises:
+            ConfigError: There is at least one fault.
+        """
+        if self._faults:
+            ordered = sorted(self._faults, key=lambda fault: fault[:2])
+            raise ConfigError([text for _, _, text in ordered])
+
+
+def dotted(path: KeyPath) -> str:
+    """Return `path` as people write it: `models[0].generation.temperature`."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += f".{part}" if text else part
+    return text
+
+
+def show(path: KeyPath, value: Any) -> str:
+    """Return `value` for a message: short, as TOML writes it, and never a key."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if isinstance(value, str):
+        if any(part in _SECRETS for part in path[-1:]):
+            return "this string"
+        cut = value if len(value) <= _SHOWN_CHARS else value[:_SHOWN_CHARS] + "..."
+        return '"' + cut.encode("unicode_escape").decode("ascii") + '"'
+    if isinstance(value, int | float):
+        return "this number" if path[-1:] and path[-1] in _SECRETS else str(value)[:_SHOWN_CHARS]
+    return f"a {type(value).__name__}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return which of `known` looks most like `word`."""
+    return difflib.get_close_matches(word, list(known), n=1, cutoff=0.0)[0]
