@@ -1,0 +1,277 @@
+"""Inference calls to one worker over its Unix socket.
+
+httpx serves the control calls; this serves the hot path: kept-alive connections, llhttp for
+parsing (PyPI's httptools), and bytes handed on as they come. Closing an answer before its end
+closes the connection, which is how a llama-server is told to stop generating.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+
+import httptools
+import trio
+
+from llmd.errors import BadWorkerResponse, WorkerDied
+from llmd.netio import SocketStream
+
+MAX_HEAD_BYTES = 65536
+MAX_IDLE_CONNECTIONS = 64
+
+
+class _Connection:
+    """One connection and the answer that is read from it; `on_*` are httptools' callbacks."""
+
+    __slots__ = (
+        "body",
+        "done",
+        "head_bytes",
+        "headers",
+        "keep_alive",
+        "parser",
+        "started",
+        "status",
+        "stream",
+    )
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.stream = SocketStream(sock)
+        self.reset()
+
+    def reset(self) -> None:
+        self.parser = httptools.HttpResponseParser(self)
+        self.body: list[bytes] = []
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.head_bytes = 0
+        self.status = 0
+        self.started = False  # the head is complete
+        self.done = False
+        self.keep_alive = False
+
+    # callbacks of httptools
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.head_bytes += len(name) + len(value)
+        if self.head_bytes > MAX_HEAD_BYTES:
+            raise BadWorkerResponse("the worker's response head is too large")
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.status = self.parser.get_status_code()
+        self.started = self.status >= 200
+        if not self.started:
+            self.headers.clear()
+
+    def on_body(self, data: bytes) -> None:
+        self.body.append(data)
+
+    def on_message_complete(self) -> None:
+        if self.started:
+            self.done = True
+            self.keep_alive = self.parser.should_keep_alive()
+
+
+class UpstreamResponse:
+    """A worker's answer: status and headers, then its body.
+
+    Whoever gets it owns it: read to the end it goes back to the pool by itself; anything else
+    must end in `close()`, which is synchronous and idempotent.
+    """
+
+    __slots__ = ("_connection", "_owner", "headers", "status")
+
+    def __init__(self, owner: Upstream, connection: _Connection) -> None:
+        self._owner = owner
+        self._connection: _Connection | None = connection
+        self.status = connection.status
+        self.headers = connection.headers
+
+    def header(self, name: bytes) -> bytes:
+        """Return the first header of that (lower-case) name, or b""."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return b""
+
+    async def receive(self) -> bytes:
+        """Return the next bytes of the body, as they come; b"" at its end.
+
+        Raises:
+            WorkerDied: The connection broke before the end.
+            BadWorkerResponse: What came is no HTTP.
+        """
+        connection = self._connection
+        if connection is None:
+            return b""
+        body = connection.body
+        while not body:
+            if connection.done:
+                self._connection = None
+                self._owner._finished(connection)
+                return b""
+            await self._owner._feed(connection, answered=True)
+        data = body[0] if len(body) == 1 else b"".join(body)
+        body.clear()
+        return data
+
+    @property
+    def complete(self) -> bool:
+        """True when everything has been received, whether read or not."""
+        return self._connection is None or self._connection.done
+
+    async def read(self, limit_bytes: int) -> bytes:
+        """Read the rest of the body.
+
+        Raises:
+            BadWorkerResponse: It is longer than `limit_bytes`.
+        """
+        parts: list[bytes] = []
+        size = 0
+        while data := await self.receive():
+            size += len(data)
+            if size > limit_bytes:
+                self.close()
+                raise BadWorkerResponse(f"the worker's answer is longer than {limit_bytes} bytes")
+            parts.append(data)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Give the answer up; an unfinished one is cancelled in the worker."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            if connection.done:
+                self._owner._finished(connection)
+            else:
+                self._owner._discard(connection)
+
+
+class Upstream:
+    """The way to one worker.
+
+    Args:
+        socket_path: Where it listens.
+        pid: The process that must own the listening socket; 0 skips the check. A connection
+            answered by any other process is refused before a byte is sent.
+    """
+
+    def __init__(self, socket_path: Path, pid: int) -> None:
+        self._path = str(socket_path)
+        self._pid = pid
+        self._idle: deque[_Connection] = deque()
+        self._open: set[_Connection] = set()
+        self._closed = False
+
+    async def request(
+        self,
+        method: bytes,
+        target: bytes,
+        body: bytes,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+    ) -> UpstreamResponse:
+        """Send a request and return its answer once the head has come.
+
+        A kept-alive connection that turns out to be dead before any byte of an answer is
+        replaced by a fresh one: that is no worker failure. Cancelled, the connection is closed
+        and with it the work.
+
+        Raises:
+            WorkerDied: The worker is not there, or went before it answered.
+            BadWorkerResponse: What came is no HTTP.
+        """
+        extra = b"".join(b"%b: %b\r\n" % header for header in headers)
+        request = b"%b %b HTTP/1.1\r\nHost: llmd\r\n%bContent-Length: %d\r\n\r\n%b" % (
+            method, target, extra, len(body), body,
+        )  # fmt: skip
+        while True:
+            reused = bool(self._idle)
+            connection = self._idle.pop() if reused else await self._connect()
+            try:
+                await connection.stream.send_all(request)
+                while not connection.started:
+                    await self._feed(connection, answered=False)
+            except (WorkerDied, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                untouched = not connection.head_bytes and not connection.status
+                self._discard(connection)
+                if reused and untouched and not self._closed:
+                    continue
+                raise WorkerDied(f"the worker went away: {error}", answered=False) from error
+            except BaseException:
+                self._discard(connection)
+                raise
+            return UpstreamResponse(self, connection)
+
+    async def _connect(self) -> _Connection:
+        if self._closed:
+            raise WorkerDied("the worker is stopping", answered=False)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            while True:
+                try:
+                    sock.connect(self._path)
+                    break
+                except BlockingIOError:  # its backlog is full
+                    await trio.sleep(0.005)
+            if self._pid and peer_pid(sock) != self._pid:
+                raise WorkerDied("another process answers on the worker's socket", answered=False)
+        except OSError as error:
+            sock.close()
+            raise WorkerDied(f"the worker cannot be reached: {error}", answered=False) from error
+        except BaseException:
+            sock.close()
+            raise
+        connection = _Connection(sock)
+        self._open.add(connection)
+        return connection
+
+    async def _feed(self, connection: _Connection, *, answered: bool) -> None:
+        """Wait for bytes and parse them."""
+        try:
+            data = await connection.stream.receive_some()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._discard(connection)
+            raise WorkerDied(
+                f"the worker's connection broke: {error}", answered=answered
+            ) from error
+        if not data:
+            self._discard(connection)
+            raise WorkerDied("the worker ended the connection mid-answer", answered=answered)
+        try:
+            connection.parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            if connection.done:  # bytes after the end: the answer is whole, the connection is not
+                connection.keep_alive = False
+                return
+            self._discard(connection)
+            cause = error.__context__
+            if isinstance(cause, BadWorkerResponse):
+                raise cause from None
+            raise BadWorkerResponse("the worker's answer is no HTTP") from error
+
+    def _finished(self, connection: _Connection) -> None:
+        keep = connection.keep_alive and not self._closed and len(self._idle) < MAX_IDLE_CONNECTIONS
+        if keep:
+            connection.reset()
+            self._idle.append(connection)
+        else:
+            self._discard(connection)
+
+    def _discard(self, connection: _Connection) -> None:
+        self._open.discard(connection)
+        connection.stream.close()
+
+    def close(self) -> None:
+        """Close every connection; running requests see WorkerDied. Idempotent."""
+        self._closed = True
+        self._idle.clear()
+        for connection in list(self._open):
+            self._discard(connection)
+
+
+def peer_pid(sock: socket.socket) -> int:
+    """Return the process that made the listening end of a connected Unix socket (SO_PEERCRED)."""
+    size = struct.calcsize("3i")
+    pid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0]
+    return pid
