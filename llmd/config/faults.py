@@ -93,15 +93,16 @@ def show(path: KeyPath, value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, dict):
         return "a table"
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return "a list"
+    secret = path[-1] in _SECRETS
     if isinstance(value, str):
-        if any(part in _SECRETS for part in path[-1:]):
-            return "this string"
         cut = value if len(value) <= _SHOWN_CHARS else value[:_SHOWN_CHARS] + "..."
-        return '"' + cut.encode("unicode_escape").decode("ascii") + '"'
-    if isinstance(value, int | float):
-        return "this number" if path[-1:] and path[-1] in _SECRETS else str(value)[:_SHOWN_CHARS]
+        return "this string" if secret else f'"{cut.encode("unicode_escape").decode("ascii")}"'
+    if isinstance(value, int):  # Python refuses to print huge ones
+        return "this number" if secret or value.bit_length() > 64 else str(value)
+    if isinstance(value, float):
+        return "this number" if secret else str(value)
     return f"a {type(value).__name__}"
 
 

@@ -126,8 +126,8 @@ def _read(file: Path | None) -> _Source:
         line = int(place[1] or text.count("\n") + 1) if place else 0
         reason = _TOML_PLACE.sub("", str(error))
         return _Source(file=file, problem=f"is not TOML: {reason}", problem_line=line)
-    except RecursionError:
-        return _Source(file=file, problem="is nested too deeply")
+    except (RecursionError, ValueError):  # tomllib lets int()'s refusal of huge numbers through
+        return _Source(file=file, problem="is nested too deeply, or has a number too large")
 
 
 # --- variables and flags -------------------------------------------------------------------

@@ -22,6 +22,7 @@ else:
 FAULTY = msgspec.UNSET
 """What `convert` returns for a value that it has added a fault about."""
 
+_MAX_DEPTH = 32
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
 
@@ -112,16 +113,17 @@ def _fits(value: Any, wanted: Any) -> bool:
     return True
 
 
-def _unusable(value: Any) -> str:
+def _unusable(value: Any, depth: int = 0) -> str:
     """Say what nothing in llmd can take, at any depth; "" if there is nothing such."""
     if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
     if isinstance(value, str) and "\0" in value:
         return "must not contain a NUL character"
-    if isinstance(value, dict):
-        return next(filter(None, map(_unusable, [*value, *value.values()])), "")
-    if isinstance(value, list | tuple):
-        return next(filter(None, map(_unusable, value)), "")
+    if isinstance(value, dict | list):
+        if depth == _MAX_DEPTH:
+            return "is nested too deeply"
+        items = [*value, *value.values()] if isinstance(value, dict) else value
+        return next(filter(None, (_unusable(item, depth + 1) for item in items)), "")
     return ""
 
 

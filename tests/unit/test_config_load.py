@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from llmd.config import Config, ModelConfig, load, runtime_dir, state_dir
+from llmd.config import ApiKey, Config, ModelConfig, Server, load, runtime_dir, state_dir
+from llmd.config.schema import defaults
 from llmd.errors import ConfigError
 
 SHA = hashlib.sha256(b"secret").hexdigest()
@@ -341,6 +346,31 @@ def test_keys_and_models_are_not_set_by_variables(faults):
     (told,) = faults(env={"LLMD_API_KEYS_KEY": "hunter2"})
     assert "config file only" in told
     assert "hunter2" not in told
+
+
+WORDS = ["server", "port", "generation", "models", "api_keys", "name", "path", "key", "env", "a.b"]
+VALUES = [
+    "1", "-1", "nan", "1e400", "0x" + "f" * 5000, "9" * 5000, "true", "''", "'change-me'", "'a/b'",
+    "1979-05-27", "07:32:00", "1979-05-27T07:32:00Z", "[]", "[1, 'a']", "[[]]", "[{}]", "{}",
+    "{ a = nan }", "{ name = 'x', path = 'y' }", '"\\u0000\\n"',
+]  # fmt: skip
+lines = st.one_of(
+    st.lists(st.sampled_from(WORDS), min_size=1, max_size=3).map(".".join).map("[{}]".format),
+    st.sampled_from(["[[models]]", "[[api_keys]]", "[generation." + "a." * 2000 + "a]"]),
+    st.tuples(
+        st.sampled_from([*WORDS, *defaults(Server), *defaults(ApiKey), *defaults(ModelConfig)]),
+        st.sampled_from(VALUES),
+    ).map(" = ".join),
+)
+
+
+@given(st.lists(lines, max_size=8).map("\n".join))
+def test_whatever_a_file_says_it_is_settings_or_faults(text):
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "config.toml")
+        file.write_text(text)
+        with suppress(ConfigError):
+            load(file, env={})
 
 
 # --- secrets -------------------------------------------------------------------------------
