@@ -75,19 +75,50 @@ class _Connection:
 
 
 class UpstreamResponse:
-    """A worker's answer: status and headers, then its body.
+    """A worker's answer: `await head()`, then status and headers, then its body.
 
     Whoever gets it owns it: read to the end it goes back to the pool by itself; anything else
-    must end in `close()`, which is synchronous and idempotent.
+    must end in `close()`, which is synchronous and idempotent. `head` and `receive` lose nothing
+    when they are cancelled: they can be called again.
     """
 
-    __slots__ = ("_connection", "_owner", "headers", "status")
+    __slots__ = ("_connection", "_owner", "_request", "_reused", "headers", "status")
 
-    def __init__(self, owner: Upstream, connection: _Connection) -> None:
+    def __init__(
+        self, owner: Upstream, connection: _Connection, request: bytes, *, reused: bool
+    ) -> None:
         self._owner = owner
         self._connection: _Connection | None = connection
+        self._request = request
+        self._reused = reused
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+
+    async def head(self) -> int:
+        """Wait for the head and return the status.
+
+        A kept-alive connection that turns out to be dead before any byte of an answer is
+        replaced by a fresh one: that is no worker failure.
+
+        Raises:
+            WorkerDied: The worker went before it answered.
+            BadWorkerResponse: What came is no HTTP.
+        """
+        connection = self._connection
+        assert connection is not None
+        while not connection.started:
+            try:
+                await self._owner._feed(connection, answered=False)
+            except WorkerDied:
+                self._connection = None
+                if not self._reused or connection.status or connection.head_bytes:
+                    raise
+                self._reused = False
+                connection = await self._owner._send_fresh(self._request)
+                self._connection = connection
         self.status = connection.status
         self.headers = connection.headers
+        return self.status
 
     def header(self, name: bytes) -> bytes:
         """Return the first header of that (lower-case) name, or b""."""
@@ -171,37 +202,45 @@ class Upstream:
         body: bytes,
         headers: Iterable[tuple[bytes, bytes]] = (),
     ) -> UpstreamResponse:
-        """Send a request and return its answer once the head has come.
+        """Send a request; the answer is waited for with `head`.
 
-        A kept-alive connection that turns out to be dead before any byte of an answer is
-        replaced by a fresh one: that is no worker failure. Cancelled, the connection is closed
-        and with it the work.
+        Cancelled, the connection is closed and with it the work.
 
         Raises:
-            WorkerDied: The worker is not there, or went before it answered.
-            BadWorkerResponse: What came is no HTTP.
+            WorkerDied: The worker is not there.
         """
         extra = b"".join(b"%b: %b\r\n" % header for header in headers)
         request = b"%b %b HTTP/1.1\r\nHost: llmd\r\n%bContent-Length: %d\r\n\r\n%b" % (
-            method, target, extra, len(body), body,
-        )  # fmt: skip
-        while True:
-            reused = bool(self._idle)
-            connection = self._idle.pop() if reused else await self._connect()
-            try:
-                await connection.stream.send_all(request)
-                while not connection.started:
-                    await self._feed(connection, answered=False)
-            except (WorkerDied, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                untouched = not connection.head_bytes and not connection.status
-                self._discard(connection)
-                if reused and untouched and not self._closed:
-                    continue
-                raise WorkerDied(f"the worker went away: {error}", answered=False) from error
-            except BaseException:
-                self._discard(connection)
-                raise
-            return UpstreamResponse(self, connection)
+            method,
+            target,
+            extra,
+            len(body),
+            body,
+        )
+        if not self._idle:
+            return UpstreamResponse(self, await self._send_fresh(request), request, reused=False)
+        connection = self._idle.pop()
+        try:
+            await connection.stream.send_all(request)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._discard(connection)
+            return UpstreamResponse(self, await self._send_fresh(request), request, reused=False)
+        except BaseException:
+            self._discard(connection)
+            raise
+        return UpstreamResponse(self, connection, request, reused=True)
+
+    async def _send_fresh(self, request: bytes) -> _Connection:
+        connection = await self._connect()
+        try:
+            await connection.stream.send_all(request)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._discard(connection)
+            raise WorkerDied(f"the worker went away: {error}", answered=False) from error
+        except BaseException:
+            self._discard(connection)
+            raise
+        return connection
 
     async def _connect(self) -> _Connection:
         if self._closed:

@@ -1,0 +1,56 @@
+"""Reading a request's body: bounded in size and time, whatever its framing."""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+from llmd.api.server import Json, Receive
+from llmd.errors import RequestTooLarge, SlowClient
+
+
+async def read_body(scope: Json, receive: Receive, *, limit_bytes: int, timeout_s: float) -> bytes:
+    """Return the whole body.
+
+    Args:
+        scope: The ASGI scope, for the announced length.
+        receive: The ASGI channel.
+        limit_bytes: The longest body taken, chunked or not; 0 = no limit.
+        timeout_s: For the whole body; 0 = no limit.
+
+    Raises:
+        RequestTooLarge: Announced or found to be longer.
+        SlowClient: Not complete in time.
+    """
+    limit_bytes = limit_bytes or 1 << 62
+    announced = _announced_bytes(scope)
+    if announced > limit_bytes:
+        raise _too_large(limit_bytes)
+    parts: list[bytes] = []
+    size = 0
+    with trio.move_on_after(timeout_s or math.inf):
+        while True:
+            message = await receive()
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit_bytes:
+                raise _too_large(limit_bytes)
+            parts.append(part)
+            if not message.get("more_body"):
+                return parts[0] if len(parts) == 2 and not part else b"".join(parts)
+    raise SlowClient(f"the request body was not completed within {timeout_s:g} s")
+
+
+def _announced_bytes(scope: Json) -> int:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value)  # Hypercorn has checked that it is a number
+    return 0
+
+
+def _too_large(limit_bytes: int) -> RequestTooLarge:
+    return RequestTooLarge(
+        f"the request body is larger than {limit_bytes} bytes; send less, or raise "
+        "server.max_body_bytes"
+    )

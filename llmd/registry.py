@@ -1,0 +1,167 @@
+"""Every request that is on its way, and the last ones that ended.
+
+The registry gives out ids, is the one place from which a request is cancelled, and keeps each
+record until `request_history` newer ones have ended.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Iterator
+
+import trio
+
+from llmd import errors
+from llmd.core.lifecycle import RequestState
+from llmd.core.record import CancelCause, RequestRecord
+
+_CLIENT_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+
+class Handle:
+    """A request on its way: its record, and the scope that ends it.
+
+    Attributes:
+        record: The one record, written by the request's own task.
+        scope: Set by the request's task around all its work.
+        cause: The first reason for which it was ended from outside, or None.
+    """
+
+    __slots__ = ("cause", "record", "scope")
+
+    def __init__(self, record: RequestRecord, scope: trio.CancelScope) -> None:
+        self.record = record
+        self.scope = scope
+        self.cause: CancelCause | None = None
+
+    def cancel(self, cause: CancelCause) -> None:
+        """End the request; returns at once, the request's own task cleans up."""
+        if self.cause is None:
+            self.cause = cause
+        self.scope.cancel()
+
+    def abandon(self) -> None:
+        """End the request because its client has gone."""
+        self.cancel(CancelCause.CLIENT_GONE)
+
+    def verdict(self, timeout_s: float) -> errors.LlmdError | None:
+        """Say why the scope was cancelled, as the client is told; None when it has left."""
+        match self.cause:
+            case None:
+                self.cause = CancelCause.TIMEOUT
+                return errors.RequestTimedOut(
+                    f"the request was not done within {timeout_s:g} s, queueing included "
+                    "(limits.request_timeout_sec)"
+                )
+            case CancelCause.CLIENT_GONE:
+                return None
+            case CancelCause.OWNER:
+                return errors.RequestCancelled("the request was cancelled by its owner")
+            case CancelCause.SHUTDOWN:
+                return errors.ShuttingDown("llmd is shutting down; try again in a moment")
+            case CancelCause.EVICTED:
+                return errors.RequestCancelled(
+                    "the request was cancelled: its model had to make room and the time to "
+                    "finish was over (scheduler.max_drain_sec)"
+                )
+            case _:
+                return errors.RequestCancelled("the request was cancelled by an operator")
+
+    def end(self, error: errors.LlmdError | None, status: int, now: float) -> None:
+        """Write the record's end: the one that the cause says, else the error, else done.
+
+        Args:
+            error: What the request ended with, None when it did not fail.
+            status: The HTTP status that was sent when there is no error; 0 when nothing was.
+            now: Monotonic seconds.
+        """
+        if self.cause is not None:
+            state = _CAUSED.get(self.cause, RequestState.CANCELLED)
+        elif error is None:
+            state = RequestState.DONE
+        elif self.record.granted_at is None:
+            state = RequestState.REFUSED
+        else:
+            state = RequestState.FAILED
+        self.record.end(
+            state,
+            now,
+            status=error.status if error else status,
+            code=error.code if error else "",
+            reason=error.message if error else "",
+            cause=self.cause,
+        )
+
+
+_CAUSED = {
+    CancelCause.CLIENT_GONE: RequestState.ABANDONED,
+    CancelCause.TIMEOUT: RequestState.TIMED_OUT,
+}
+
+
+class Registry:
+    """All requests, live and remembered.
+
+    Args:
+        history: How many ended requests are remembered.
+        wall_clock: For `created`.
+    """
+
+    def __init__(self, history: int, wall_clock: Callable[[], float]) -> None:
+        self._history = history
+        self._wall_clock = wall_clock
+        self._live: dict[str, Handle] = {}
+        self._ended: dict[str, RequestRecord] = {}
+
+    def open(self, *, wanted_id: bytes, path: str, client: str) -> Handle:
+        """Begin a request.
+
+        Args:
+            wanted_id: The client's `X-Request-Id`; taken if it is well formed and free.
+            path: The request's path.
+            client: The client's address.
+        """
+        request_id = wanted_id.decode("latin-1")
+        taken = request_id in self._live or request_id in self._ended
+        if taken or not _CLIENT_ID.fullmatch(wanted_id):
+            request_id = f"r-{secrets.token_hex(8)}"
+        now = trio.current_time()
+        record = RequestRecord(
+            id=request_id, path=path, client=client, created=self._wall_clock(), received=now
+        )
+        handle = Handle(record, trio.CancelScope())
+        self._live[request_id] = handle
+        return handle
+
+    def close(self, handle: Handle) -> None:
+        """End a request: from now on it is only remembered. Its record has its end."""
+        record = handle.record
+        assert record.ended
+        del self._live[record.id]
+        if self._history:
+            if len(self._ended) >= self._history:
+                del self._ended[next(iter(self._ended))]
+            self._ended[record.id] = record
+
+    def live(self, request_id: str) -> Handle | None:
+        """Return a request that is on its way."""
+        return self._live.get(request_id)
+
+    def record(self, request_id: str) -> RequestRecord | None:
+        """Return the record of a request, live or remembered."""
+        handle = self._live.get(request_id)
+        return handle.record if handle else self._ended.get(request_id)
+
+    def handles(self) -> list[Handle]:
+        """Return the requests that are on their way, the oldest first."""
+        return list(self._live.values())
+
+    def records(self) -> Iterator[RequestRecord]:
+        """Yield every record, live ones first, then the ended ones, the newest first."""
+        for handle in list(self._live.values()):
+            yield handle.record
+        yield from reversed(list(self._ended.values()))
+
+    def __len__(self) -> int:
+        return len(self._live)

@@ -1,0 +1,231 @@
+"""The way to a worker: reuse, death, cancellation, strangers, rubbish."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from llmd.errors import BadWorkerResponse, WorkerDied
+from llmd.workers.upstream import Upstream
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@asynccontextmanager
+async def worker(path: Path, handler: Callable[[trio.SocketStream], Awaitable[None]]):
+    """Serve `handler` on a Unix socket and yield an Upstream to it."""
+    sock = trio.socket.socket(trio.socket.AF_UNIX)
+    await sock.bind(str(path))
+    sock.listen(16)
+
+    async def guarded(stream: trio.SocketStream) -> None:
+        async with stream:
+            with contextlib.suppress(trio.BrokenResourceError):
+                await handler(stream)
+
+    upstream = Upstream(path, os.getpid())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, guarded, [trio.SocketListener(sock)])
+        with trio.fail_after(10):
+            yield upstream
+        upstream.close()
+        nursery.cancel_scope.cancel()
+
+
+async def read_request(stream: trio.SocketStream) -> bytes:
+    data = b""
+    while b"\r\n\r\n" not in data:
+        part = await stream.receive_some()
+        if not part:
+            return b""
+        data += part
+    return data
+
+
+async def test_an_answer_is_read_and_the_connection_used_again(tmp_path):
+    seen = []
+
+    async def handler(stream):
+        seen.append(0)
+        while await read_request(stream):
+            seen[-1] += 1
+            await stream.send_all(OK)
+
+    async with worker(tmp_path / "w.sock", handler) as upstream:
+        for _ in range(3):
+            response = await upstream.request(b"POST", b"/x", b"{}")
+            assert await response.head() == 200
+            assert await response.read(100) == b"ok"
+    assert seen == [3]
+
+
+async def test_a_kept_connection_that_died_is_no_failure(tmp_path):
+    async def handler(stream):
+        await read_request(stream)
+        await stream.send_all(OK)
+
+    async with worker(tmp_path / "w.sock", handler) as upstream:
+        for _ in range(3):
+            response = await upstream.request(b"POST", b"/x", b"{}")
+            assert await response.head() == 200
+            assert await response.read(100) == b"ok"
+
+
+async def test_death_before_the_head_and_after_it(tmp_path):
+    async def handler(stream):
+        if b"/early" not in await read_request(stream):
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+
+    async with worker(tmp_path / "w.sock", handler) as upstream:
+        response = await upstream.request(b"POST", b"/early", b"")
+        with pytest.raises(WorkerDied) as died:
+            await response.head()
+        assert not died.value.answered
+        response = await upstream.request(b"POST", b"/late", b"")
+        await response.head()
+        assert await response.receive() == b"half"
+        with pytest.raises(WorkerDied) as died:
+            await response.receive()
+        assert died.value.answered
+
+
+async def test_chunks_come_as_they_are_sent(tmp_path):
+    gate = trio.Event()
+
+    async def handler(stream):
+        await read_request(stream)
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
+        await gate.wait()
+        await stream.send_all(b"3\r\ntwo\r\n0\r\n\r\n")
+
+    async with worker(tmp_path / "w.sock", handler) as upstream:
+        response = await upstream.request(b"POST", b"/", b"")
+        await response.head()
+        assert await response.receive() == b"one"
+        gate.set()
+        assert await response.receive() == b"two"
+        assert await response.receive() == b""
+
+
+async def test_closing_an_answer_tells_the_worker(tmp_path):
+    gone = trio.Event()
+
+    async def handler(stream):
+        await read_request(stream)
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
+        with contextlib.suppress(trio.BrokenResourceError):  # a reset is an end, too
+            assert await stream.receive_some() == b""
+        gone.set()
+
+    async with worker(tmp_path / "w.sock", handler) as upstream:
+        response = await upstream.request(b"POST", b"/", b"")
+        await response.head()
+        await response.receive()
+        response.close()
+        response.close()
+        await gone.wait()
+
+
+async def test_a_cancelled_wait_can_be_taken_up_again(tmp_path):
+    gate = trio.Event()
+
+    async def handler(stream):
+        await read_request(stream)
+        await gate.wait()
+        await stream.send_all(OK)
+
+    async with worker(tmp_path / "w.sock", handler) as upstream:
+        response = await upstream.request(b"POST", b"/", b"")
+        with trio.move_on_after(0.01) as scope:
+            await response.head()
+        assert scope.cancelled_caught
+        gate.set()
+        assert await response.head() == 200
+        assert await response.read(10) == b"ok"
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [b"\x00\x01\x02\x03\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"SSH-2.0-OpenSSH_9\r\n\r\n"],
+)
+async def test_what_is_no_http_is_refused(tmp_path, rubbish):
+    async def handler(stream):
+        await read_request(stream)
+        await stream.send_all(rubbish)
+
+    async with worker(tmp_path / "w.sock", handler) as upstream:
+        response = await upstream.request(b"POST", b"/", b"")
+        with pytest.raises(BadWorkerResponse):
+            await response.head()
+
+
+async def test_an_endless_head_is_refused(tmp_path):
+    async def handler(stream):
+        await read_request(stream)
+        await stream.send_all(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            await stream.send_all(b"x-a: " + b"a" * 1000 + b"\r\n")
+
+    async with worker(tmp_path / "w.sock", handler) as upstream:
+        response = await upstream.request(b"POST", b"/", b"")
+        with pytest.raises(BadWorkerResponse, match="too large"):
+            await response.head()
+
+
+async def test_a_body_over_the_limit_is_refused(tmp_path):
+    async def handler(stream):
+        await read_request(stream)
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + bytes(1000))
+
+    async with worker(tmp_path / "w.sock", handler) as upstream:
+        response = await upstream.request(b"POST", b"/", b"")
+        await response.head()
+        with pytest.raises(BadWorkerResponse, match="longer than 10"):
+            await response.read(10)
+
+
+async def test_a_stranger_on_the_socket_gets_no_byte(tmp_path):
+    heard = []
+
+    async def handler(stream):
+        heard.append(await read_request(stream))
+
+    async with worker(tmp_path / "w.sock", handler):
+        stranger = Upstream(tmp_path / "w.sock", 1)
+        with pytest.raises(WorkerDied, match="another process"):
+            await stranger.request(b"POST", b"/", b"secret")
+        stranger.close()
+    assert heard in ([], [b""])
+
+
+async def test_no_worker_is_a_death_before_the_answer(tmp_path):
+    upstream = Upstream(tmp_path / "none.sock", 0)
+    with pytest.raises(WorkerDied, match="cannot be reached"):
+        await upstream.request(b"GET", b"/", b"")
+
+
+async def test_closing_the_upstream_ends_what_runs(tmp_path):
+    async def handler(stream):
+        await read_request(stream)
+        await trio.sleep_forever()
+
+    async with worker(tmp_path / "w.sock", handler) as upstream:
+        response = await upstream.request(b"POST", b"/", b"")
+        async with trio.open_nursery() as nursery:
+
+            async def wait() -> None:
+                with pytest.raises(WorkerDied):
+                    await response.head()
+
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            upstream.close()
+        with pytest.raises(WorkerDied, match="stopping"):
+            await upstream.request(b"POST", b"/", b"")
