@@ -260,7 +260,7 @@ def _serve(xllamacpp: Any, params: Any) -> int:
     try:
         server = xllamacpp.Server(params)
     except (RuntimeError, ValueError, MemoryError) as error:
-        return _fail(f"error: the model could not be loaded: {error}")
+        return _fail(f"exiting due to: {error}")  # llama.cpp has logged why
     return _run(server)
 
 
