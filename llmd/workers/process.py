@@ -1,0 +1,234 @@
+"""One worker's process: spawned in a session of its own, drained, waited for, ended.
+
+The facts behind it: death is what `wait` says and never the end of a pipe, which a grandchild can
+hold open; a pipe that nobody drains stalls the child; and signals go to the whole group, so that
+no helper of the worker survives it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from llmd.errors import StartFailed
+from llmd.workers import orphans, procfs
+from llmd.workers.command import WorkerSpec
+from llmd.workers.logring import LineSplitter, LogRing, LogStream
+from llmd.workers.procfs import VitalSigns
+
+LAST_WORDS_S = 0.5
+REAP_S = 5.0
+_READ_BYTES = 65536
+
+
+class Child(Protocol):
+    """A started process, as the worker sees it; tests put a fake in its place."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id, which is also its group."""
+
+    @property
+    def activity(self) -> int:
+        """Bytes of output so far, without those that answer our own polling."""
+
+    async def wait(self) -> int:
+        """Wait until it is dead and its last words are in the log; return its exit status."""
+
+    def terminate(self) -> None:
+        """Ask the group to end; never blocks or raises."""
+
+    def kill(self) -> None:
+        """End the group; never blocks or raises."""
+
+    def vital_signs(self) -> VitalSigns:
+        """Return CPU time, memory and I/O so far."""
+
+
+class Launcher(Protocol):
+    """Starts and forgets processes."""
+
+    async def start(self, spec: WorkerSpec, log: LogRing, nursery: trio.Nursery) -> Child:
+        """Start what `spec` says.
+
+        Raises:
+            OSError: The binary cannot be executed.
+            StartFailed: It must not be started here.
+        """
+
+    async def forget(self, spec: WorkerSpec) -> None:
+        """Remove what a process that has ended left behind."""
+
+    async def sweep(self) -> tuple[orphans.Swept, ...]:
+        """End what a dead daemon left behind."""
+
+
+class ChildProcess:
+    """A real child. Made by `spawn`.
+
+    Args:
+        process: Started in its own session, with both outputs piped.
+        log: Where its lines go.
+    """
+
+    def __init__(self, process: trio.Process, log: LogRing) -> None:
+        self._process = process
+        self._log = log
+        self._undrained = 2
+        self._group_ended = False
+        self._drained = trio.Event()
+        self.activity = 0
+
+    @property
+    def pid(self) -> int:
+        """Its process id, which is also its group."""
+        return self._process.pid
+
+    async def drain(self, stream: LogStream) -> None:
+        """Move one of its outputs into the log until its end; run both as tasks of their own."""
+        pipe = self._process.stdout if stream is LogStream.STDOUT else self._process.stderr
+        assert isinstance(pipe, trio.lowlevel.FdStream)
+        splitter = LineSplitter()
+        try:
+            while data := await pipe.receive_some(_READ_BYTES):
+                if b"/health" not in data:
+                    self.activity += len(data)
+                for line in splitter.feed(bytes(data)):
+                    self._log.append(stream, line)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the pipe is gone: its end, as far as the log goes
+        finally:
+            for line in splitter.flush():
+                self._log.append(stream, line)
+            self._undrained -= 1
+            if not self._undrained:
+                self._drained.set()
+            pipe.close()
+
+    async def wait(self) -> int:
+        """Wait until it is dead and its last words are in the log; return its exit status.
+
+        What is left of its group is killed, and a pipe held open by a stranger is waited for no
+        longer than a moment. May be called by several tasks, and cancelled.
+        """
+        status = await self._process.wait()
+        if not self._group_ended:  # only now: later the number may be another group's
+            self._group_ended = True
+            self._signal(signal.SIGKILL)
+        with trio.move_on_after(LAST_WORDS_S):
+            await self._drained.wait()
+        return status
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the group; a stopped one is continued, or it could not hear it."""
+        if self._process.returncode is None:
+            self._signal(signal.SIGTERM)
+            self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Send SIGKILL to the group."""
+        if self._process.returncode is None:
+            self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        # ESRCH: nobody is left; EPERM: what is left has changed its user. Neither can be helped.
+        with contextlib.suppress(OSError):
+            os.killpg(self.pid, number)
+
+    def vital_signs(self) -> VitalSigns:
+        """Return CPU time, memory and I/O so far."""
+        return procfs.vital_signs(self.pid)
+
+
+async def spawn(
+    argv: Sequence[str], env: Mapping[str, str], log: LogRing, nursery: trio.Nursery
+) -> ChildProcess:
+    """Start `argv` with exactly `env`, and drain its outputs into `log` by tasks in `nursery`.
+
+    The caller owns the child: it must `wait` for it. Once started it is returned even if the
+    caller has been cancelled meanwhile, so that nothing is lost.
+
+    Raises:
+        OSError: It cannot be executed.
+    """
+    process = await trio.lowlevel.open_process(
+        list(argv),
+        env=dict(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    child = ChildProcess(process, log)
+    nursery.start_soon(child.drain, LogStream.STDOUT)
+    nursery.start_soon(child.drain, LogStream.STDERR)
+    return child
+
+
+class ProcessLauncher:
+    """Real processes, each recorded in the runtime directory against the death of this daemon.
+
+    Args:
+        runtime_dir: Where sockets and records lie; made private to this user when it is missing.
+    """
+
+    def __init__(self, runtime_dir: Path) -> None:
+        self._runtime_dir = runtime_dir
+
+    async def start(self, spec: WorkerSpec, log: LogRing, nursery: trio.Nursery) -> ChildProcess:
+        """Clear the socket path, start the process, record it.
+
+        Raises:
+            OSError: The binary cannot be executed, or the directory cannot be written.
+            StartFailed: Another daemon uses this socket path.
+        """
+        await trio.to_thread.run_sync(_clear, spec.socket_path)
+        child = await spawn(spec.argv, spec.env, log, nursery)
+        try:
+            await trio.to_thread.run_sync(
+                orphans.write_record, spec.model, child.pid, spec.socket_path
+            )
+        except BaseException:
+            await end(child)
+            raise
+        return child
+
+    async def forget(self, spec: WorkerSpec) -> None:
+        """Remove the socket and the record; not cancellable, and quick."""
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(orphans.remove_record, spec.socket_path)
+
+    async def sweep(self) -> tuple[orphans.Swept, ...]:
+        """End what a dead daemon left in the runtime directory; makes the directory."""
+        return await trio.to_thread.run_sync(_prepare_and_sweep, self._runtime_dir)
+
+
+async def end(child: Child) -> None:
+    """Kill and reap, whether cancelled or not; gives up on what SIGKILL does not end in time."""
+    with trio.move_on_after(REAP_S) as scope:
+        scope.shield = True
+        child.kill()
+        await child.wait()
+
+
+def _clear(socket_path: Path) -> None:
+    other = orphans.owned_by_another(socket_path)
+    if other:
+        raise StartFailed(
+            f"another llmd (pid {other}) runs this model in the same runtime directory",
+            permanent=True,
+        )
+    if socket_path.is_socket():
+        socket_path.unlink()
+
+
+def _prepare_and_sweep(runtime_dir: Path) -> tuple[orphans.Swept, ...]:
+    runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return orphans.sweep(runtime_dir)

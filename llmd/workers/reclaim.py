@@ -1,0 +1,201 @@
+"""Does a cancelled request really free its slot? One watcher a worker asks /slots until it has.
+
+Many cancels at once are one watch: what counts is how much work the worker holds beyond what
+leases account for. That surplus is the cancelled work that still runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from llmd.errors import BadWorkerResponse, WorkerDied, WorkerStalled
+from llmd.workers.control import Slot
+
+PROMISED_S = 1.0
+_FIRST_POLL_S = 0.01
+_POLL_SHARE = 0.25  # of the time waited so far
+_LAST_POLL_S = 0.25
+_SILENCE_FACTOR = 10  # a worker that computes without ever answering /slots gets this much longer
+
+
+class SlotCalls(Protocol):
+    """What the watcher asks of a worker; see `Control`."""
+
+    async def slots(self, timeout_s: float = ...) -> list[Slot]: ...  # noqa: D102
+    async def deferred(self, timeout_s: float = ...) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class ReclaimStatistics:
+    """How cancels went on one worker, over all of its lives.
+
+    Attributes:
+        reclaimed: Cancels whose slot was seen free.
+        overdue: Those among all cancels that took longer than the promised second.
+        pending: Cancels whose slot has not been seen free yet.
+        unverified: Cancels of which nothing can be said: the worker ended, or has no /slots.
+        slowest_s: The longest time that a slot took to be free.
+    """
+
+    reclaimed: int = 0
+    overdue: int = 0
+    pending: int = 0
+    unverified: int = 0
+    slowest_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Cancel:
+    at: float
+    cause: str
+    complaints: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Observation:
+    """How much work a worker held at `asked_at` or later, in slots."""
+
+    asked_at: float
+    processing: int
+    deferred: int
+
+
+class SlotWatcher:
+    """Watches one worker's slots after cancels.
+
+    Args:
+        timeout_s: After this long, a slot still busy is `on_stuck`, unless others run; 0 = never.
+        call_timeout_s: For each call.
+        on_reclaimed: Called with the seconds from cancel to free slot, for each cancel.
+        on_overdue: Called with a sentence when a cancel breaks the promise, and once more when
+            it is still pending after `timeout_s`.
+        on_stuck: Called with a sentence when only a restart helps; the watch then ends.
+
+    The callbacks are called by the watcher's task and must neither block nor raise.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout_s: float,
+        call_timeout_s: float,
+        on_reclaimed: Callable[[float], None],
+        on_overdue: Callable[[str], None],
+        on_stuck: Callable[[str], None],
+    ) -> None:
+        self._timeout_s = timeout_s or math.inf
+        self._call_timeout_s = call_timeout_s
+        self._on_reclaimed = on_reclaimed
+        self._on_overdue = on_overdue
+        self._on_stuck = on_stuck
+        self._expected: Callable[[], int] = int
+        self._pending: deque[_Cancel] = deque()
+        self._woken = trio.Event()
+        self._reclaimed = self._overdue = self._unverified = 0
+        self._slowest_s = 0.0
+
+    def cancelled(self, expected_busy: Callable[[], int], cause: str) -> None:
+        """Note a cancel just made; never blocks.
+
+        Args:
+            expected_busy: Returns how many slots leases account for, whenever it is asked.
+            cause: Why it was cancelled, for the report.
+        """
+        self._expected = expected_busy
+        self._pending.append(_Cancel(trio.current_time(), cause))
+        self._woken.set()
+
+    def statistics(self) -> ReclaimStatistics:
+        """Return the counters."""
+        return ReclaimStatistics(
+            self._reclaimed, self._overdue, len(self._pending), self._unverified, self._slowest_s
+        )
+
+    def forget(self) -> None:
+        """Give up on what is pending: the worker has ended, and its slots with it."""
+        self._unverified += len(self._pending)
+        self._pending.clear()
+
+    async def run(self, calls: SlotCalls) -> None:
+        """Watch the worker behind `calls` until cancelled, or until it is stuck."""
+        while True:
+            if not self._pending:
+                self._woken = trio.Event()
+                await self._woken.wait()
+            while self._pending:
+                waited_s = trio.current_time() - self._pending[-1].at
+                await trio.sleep(min(max(_FIRST_POLL_S, waited_s * _POLL_SHARE), _LAST_POLL_S))
+                try:
+                    seen = await self._observe(calls)
+                except BadWorkerResponse:  # no /slots there: nothing can be known
+                    self.forget()
+                    break
+                except (WorkerDied, WorkerStalled):
+                    seen = None
+                self._settle(seen)
+                self._complain()
+                if self._is_stuck(seen):
+                    return
+
+    async def _observe(self, calls: SlotCalls) -> _Observation:
+        asked_at = trio.current_time()
+        slots = await calls.slots(self._call_timeout_s)
+        processing = sum(slot.is_processing for slot in slots)
+        deferred = 0
+        if processing == len(slots) and self._expected() > 0:
+            # what a lease accounts for may itself wait inside, behind the slot that is not freed
+            with contextlib.suppress(BadWorkerResponse):
+                deferred = await calls.deferred(self._call_timeout_s)
+        return _Observation(asked_at, processing, deferred)
+
+    def _surplus(self, seen: _Observation) -> int:
+        return max(0, seen.processing + seen.deferred - self._expected())
+
+    def _settle(self, seen: _Observation | None) -> None:
+        """Account for what is free: the oldest cancels first, one a slot."""
+        if seen is None:
+            return
+        due = sum(cancel.at <= seen.asked_at for cancel in self._pending)
+        now = trio.current_time()
+        for _ in range(due - self._surplus(seen)):
+            took_s = now - self._pending.popleft().at
+            self._reclaimed += 1
+            self._slowest_s = max(self._slowest_s, took_s)
+            self._on_reclaimed(took_s)
+
+    def _complain(self) -> None:
+        now = trio.current_time()
+        for cancel in self._pending:
+            late = cancel.at + (self._timeout_s if cancel.complaints else PROMISED_S) <= now
+            if late and cancel.complaints < 2:
+                cancel.complaints += 1
+                self._overdue += cancel.complaints == 1
+                self._on_overdue(
+                    f"slot still busy {now - cancel.at:.1f} s after a cancel ({cancel.cause})"
+                )
+
+    def _is_stuck(self, seen: _Observation | None) -> bool:
+        """Tell the owner, and return True, when only a restart frees the oldest cancel's slot."""
+        if not self._pending:
+            return False
+        oldest, now = self._pending[0], trio.current_time()
+        if seen is None:
+            patience_s = self._timeout_s * _SILENCE_FACTOR
+            stuck = now - oldest.at >= patience_s and self._expected() == 0
+        else:
+            # asked after the deadline, so that the worker had the whole of it before it answered;
+            # all that runs there is cancelled work, so nobody loses by a restart
+            late = seen.asked_at - oldest.at >= self._timeout_s
+            stuck = late and seen.processing <= self._surplus(seen)
+        if stuck:
+            self._on_stuck(
+                f"slot not reclaimed {now - oldest.at:.1f} s after a cancel ({oldest.cause})"
+            )
+        return stuck

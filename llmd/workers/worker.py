@@ -1,0 +1,584 @@
+"""The one owner of one worker: a task that starts it, watches it, and writes its state.
+
+Everybody else asks: `start`, `drain`, `stop`, `reset`, `suspect` and `reclaim` post a message and
+return at once. Helper tasks (the wait for its death, the readiness probe, checks) post what they
+found. Messages are handled in order, so every read that gates a change happens here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from llmd.core.backoff import GiveUp, RestartBudget, Retry, Verdict
+from llmd.core.events import WorkerChanged
+from llmd.core.lifecycle import WORKER_MOVES, WorkerState, move
+from llmd.errors import LlmdError, StartFailed
+from llmd.workers import probes, procfs
+from llmd.workers.command import WorkerSpec
+from llmd.workers.control import Control
+from llmd.workers.diagnosis import Diagnosis, ExitCause, diagnose_exit, diagnose_spawn
+from llmd.workers.logring import LogRing, LogStream
+from llmd.workers.mailbox import (
+    Answers,
+    Drain,
+    Exited,
+    Failing,
+    Mailbox,
+    Message,
+    Ready,
+    Reset,
+    Start,
+    Stop,
+    Suspect,
+    Waiter,
+)
+from llmd.workers.process import Child, Launcher, end
+from llmd.workers.reclaim import ReclaimStatistics, SlotWatcher
+from llmd.workers.settings import WorkerSettings
+from llmd.workers.upstream import Upstream
+
+_W = WorkerState
+_SERVING = frozenset({_W.READY, _W.DRAINING})
+_SETTLED = frozenset({_W.OFF, _W.FAILED})
+_STDERR_LINES = 60
+_DEATH_GRACE_S = 0.25
+RESTART = "restart"
+"""The start reason of a worker that its own task starts again."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatistics:
+    """One worker at one moment. Times are on the trio clock, durations in seconds.
+
+    Attributes:
+        model: Whose worker it is.
+        state: What it is doing.
+        since: When it moved there.
+        reason: Why it is in `backoff`, `failed` or `off`; "" otherwise.
+        retry_at: When `backoff` or `failed` ends by itself; 0 = not, or not known.
+        pid: Its process; 0 when there is none.
+        slots: Sequences that it decodes side by side; 0 until it is ready.
+        context_tokens: Context of one slot; 0 until it is ready.
+        ready_at: When it last became ready; 0 = never.
+        load_s: What its last load took, from spawn to ready; 0 = none yet.
+        memory_bytes: Its resident memory now; 0 without a process.
+        starts: Starts so far by their reason.
+        exits: Ends so far by their cause.
+        crashes: Ends so far that nobody asked for.
+        crashes_counted: Crashes that the restart window still remembers.
+        last_failure: Why it last failed, kept when it serves again; "" = never.
+        reclaims: How cancels went.
+        log_sequence: Number of the newest line in its log.
+    """
+
+    model: str
+    state: WorkerState
+    since: float
+    reason: str
+    retry_at: float
+    pid: int
+    slots: int
+    context_tokens: int
+    ready_at: float
+    load_s: float
+    memory_bytes: int
+    starts: Mapping[str, int]
+    exits: Mapping[str, int]
+    crashes: int
+    crashes_counted: int
+    last_failure: str
+    reclaims: ReclaimStatistics
+    log_sequence: int
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a worker is made of; tests put fakes here.
+
+    Attributes:
+        launcher: Starts processes.
+        control: Makes the control client for a socket.
+        upstream: Makes the inference client for a socket and the process behind it.
+    """
+
+    launcher: Launcher
+    control: Callable[[Path], probes.ControlCalls] = Control
+    upstream: Callable[[Path, int], Upstream] = Upstream
+
+
+@dataclass
+class _Life:
+    """What belongs to one process, from its start to its end."""
+
+    spec: WorkerSpec
+    nursery: trio.Nursery
+    child: Child
+    control: probes.ControlCalls
+    number: int
+    started_at: float
+    first_line: int
+    pid: int
+    was_ready: bool = False
+    checking: bool = False
+    kill_at: float = math.inf
+    stop_reason: str = ""
+    again: Start | None = None
+
+
+class Worker:
+    """One model's llama-server, over all of its processes.
+
+    Args:
+        model: The model's name.
+        spec: Says how to start it with at least so many tokens of context (0 = as configured);
+            raises LlmdError when it cannot be started at all.
+        settings: Deadlines and budgets.
+        on_change: Called synchronously at every move; must neither block nor raise.
+        tools: Process launcher and clients.
+        on_reclaimed: Called with the seconds from a cancel to its slot being free.
+        on_remark: Called with a sentence for the operator's log.
+
+    `run` must be running for anything to happen. Cancelled, it kills its process and reaps it.
+
+    Attributes:
+        model: The model's name.
+        state: What it is doing; written by `run` only.
+        upstream: The way for inference while it is ready or draining, else None. Closed when it
+            leaves that, which breaks what still runs through it.
+        slots: Sequences that it decodes side by side while it serves, else 0.
+        context_tokens: Context of one slot while it serves, else 0.
+        log: Its output, over all of its processes.
+        spec: How its last process was started; None before the first.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        spec: Callable[[int], WorkerSpec],
+        settings: WorkerSettings,
+        on_change: Callable[[WorkerChanged], None],
+        tools: Tools,
+        on_reclaimed: Callable[[float], None] = lambda _seconds: None,
+        on_remark: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        self.model = model
+        self.state = WorkerState.OFF
+        self.upstream: Upstream | None = None
+        self.log = LogRing()
+        self.spec: WorkerSpec | None = None
+        self.slots = 0
+        self.context_tokens = 0
+        self._make_spec = spec
+        self._settings = settings
+        self._tools = tools
+        self._on_change = on_change
+        self._on_remark = on_remark
+        self._inbox = Mailbox()
+        self._budget = RestartBudget(
+            limit=settings.restart_limit,
+            window_s=settings.restart_window_s,
+            base_s=settings.backoff_base_s,
+            max_s=settings.backoff_max_s,
+        )
+        self._watcher = SlotWatcher(
+            timeout_s=settings.reclaim_timeout_s,
+            call_timeout_s=settings.check_timeout_s,
+            on_reclaimed=on_reclaimed,
+            on_overdue=self._remark,
+            on_stuck=self._slot_stuck,
+        )
+        self._life: _Life | None = None
+        self._lives = 0
+        self._over = False
+        self._wanted_context = 0  # what the next start is asked for
+        self._waiters: list[Waiter] = []
+        self._moved = trio.Event()
+        self._since = trio.current_time()
+        self._reason = self._last_failure = ""
+        self._retry_at = self._ready_at = self._load_s = 0.0
+        self._starts: Counter[str] = Counter()
+        self._exits: Counter[str] = Counter()
+        self._crashes = 0
+
+    # --- asking it: synchronous, never blocks ---------------------------------------------
+
+    def start(self, *, context_tokens: int = 0, reason: str = "") -> None:
+        """Want it up. Undoes a drain; while it stops, it starts again afterwards.
+
+        Args:
+            context_tokens: At least this much context for one sequence; 0 = as configured.
+            reason: For `llmd_worker_starts_total`; one of few words.
+        """
+        self._inbox.post(Start(context_tokens, reason))
+
+    def drain(self) -> None:
+        """Take nothing new; what runs goes on. Only a worker that is ready can drain."""
+        self._inbox.post(Drain())
+
+    def stop(self, *, reason: str = "", force: bool = False) -> None:
+        """End it: SIGTERM, and SIGKILL after `stop_timeout_s`, or at once with `force`."""
+        self._inbox.post(Stop(reason, force))
+
+    def reset(self) -> None:
+        """Forget its crashes; `failed` becomes `off`, a `backoff` ends now."""
+        self._inbox.post(Reset())
+
+    def suspect(self, reason: str) -> None:
+        """Have it checked now, as a request saw it stall; a hung one is killed and restarted."""
+        self._inbox.post(Suspect(reason))
+
+    def reclaim(self, expected_busy: Callable[[], int], cause: str) -> None:
+        """Check that a request just cancelled frees its slot; see `SlotWatcher.cancelled`."""
+        if self.state in _SERVING:
+            self._watcher.cancelled(expected_busy, cause)
+
+    # --- waiting for it -------------------------------------------------------------------
+
+    async def ensure_ready(self, *, context_tokens: int = 0, reason: str = "") -> None:
+        """Start it if need be and wait until it serves; through backoffs, if any.
+
+        Cancelled, the worker goes on loading.
+
+        Raises:
+            StartFailed: It failed or was stopped; the message says why.
+        """
+        if self._over:
+            raise StartFailed("llmd is shutting down", permanent=False)
+        waiter = Waiter()
+        self._inbox.post(Start(context_tokens, reason, waiter))
+        await waiter.done.wait()
+        if waiter.error is not None:
+            raise waiter.error
+
+    async def stopped(self) -> None:
+        """Wait until it has no process and nothing that it was asked is left to do."""
+        while not self._over and (self._life or self.state not in _SETTLED or self._inbox):
+            await self._moved.wait()
+
+    def statistics(self) -> WorkerStatistics:
+        """Return how it does; reads its memory from /proc."""
+        pid = self._life.pid if self._life else 0
+        return WorkerStatistics(
+            model=self.model,
+            state=self.state,
+            since=self._since,
+            reason=self._reason,
+            retry_at=self._retry_at,
+            pid=pid,
+            slots=self.slots,
+            context_tokens=self.context_tokens,
+            ready_at=self._ready_at,
+            load_s=self._load_s,
+            memory_bytes=self._memory_bytes(),
+            starts=dict(self._starts),
+            exits=dict(self._exits),
+            crashes=self._crashes,
+            crashes_counted=self._budget.spent(trio.current_time()),
+            last_failure=self._last_failure,
+            reclaims=self._watcher.statistics(),
+            log_sequence=self.log.sequence,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.model} {self.state.value}>"
+
+    # --- the owner ------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the worker until cancelled."""
+        task_status.started()
+        try:
+            while True:
+                reason = await self._rest()
+                await self._live(reason)
+        finally:
+            self._over = True
+            self._answer_waiters(StartFailed("llmd is shutting down", permanent=False))
+            self._wake()
+
+    async def _rest(self) -> str:
+        """Without a process: return the reason of the next start once there is one."""
+        while True:
+            self._wake()
+            match await self._inbox.get(self._retry_at or math.inf, life=0):
+                case None if self.state is _W.BACKOFF:
+                    return RESTART
+                case None:
+                    self._move(_W.OFF, reason="may be tried again")
+                case Start() as start:
+                    self._wanted_context = start.context_tokens
+                    self._wait_for_ready(start.waiter)
+                    if self.state is not _W.BACKOFF:
+                        return start.reason
+                case Stop() as stop if self.state is _W.BACKOFF:
+                    self._move(_W.OFF, reason=stop.reason)
+                case Reset():
+                    self._budget.reset()
+                    if self.state is _W.BACKOFF:
+                        return RESTART
+                    if self.state is _W.FAILED:
+                        self._move(_W.OFF, reason="reset")
+                case _:
+                    pass  # nothing to drain, stop or check
+
+    async def _live(self, reason: str) -> None:
+        """One process, from its start to its end."""
+        started_at, first_line = trio.current_time(), self.log.sequence
+        self._starts[reason] += 1
+        self._lives += 1
+        self._move(_W.STARTING)
+        again: Start | None = None
+        async with trio.open_nursery() as nursery:
+            try:
+                self.spec = spec = self._make_spec(self._wanted_context)
+                child = await self._tools.launcher.start(spec, self.log, nursery)
+            except OSError as error:
+                self._fail(diagnose_spawn(error, spec.argv[0]))
+                return
+            except LlmdError as error:
+                permanent = not isinstance(error, StartFailed) or error.permanent
+                self._fail(Diagnosis(ExitCause.UNSTARTABLE, error.message, permanent=permanent))
+                return
+            self._life = life = _Life(
+                spec=spec,
+                nursery=nursery,
+                child=child,
+                control=self._tools.control(spec.socket_path),
+                number=self._lives,
+                started_at=started_at,
+                first_line=first_line,
+                pid=child.pid,
+            )
+            try:
+                nursery.start_soon(self._watch_death, life)
+                nursery.start_soon(self._watch_start, life)
+                await self._attend(life)
+            finally:
+                again = life.again
+                await self._bury(life)
+        if again is not None:
+            self._inbox.post_first(again)
+
+    async def _attend(self, life: _Life) -> None:
+        """With a process: handle what comes until it has ended."""
+        while True:
+            match await self._inbox.get(life.kill_at, life.number):
+                case None:
+                    self._remark(f"still there {self._settings.stop_timeout_s:g} s after SIGTERM")
+                    life.kill_at = math.inf
+                    life.child.kill()
+                case Exited(status=status):
+                    self._ended(life, status)
+                    return
+                case Failing(diagnosis=diagnosis) if self.state is not _W.STOPPING:
+                    self._fail(diagnosis)
+                    life.child.kill()
+                    await life.child.wait()
+                    return
+                case message:
+                    self._handle(life, message)
+
+    def _handle(self, life: _Life, message: Message) -> None:
+        match message:
+            case Answers() if self.state is _W.STARTING:
+                self._move(_W.LOADING)
+            case Ready(readiness=readiness) if self.state in (_W.STARTING, _W.LOADING):
+                self._enter_service(life, readiness)
+            case Drain() if self.state is _W.READY:
+                self._move(_W.DRAINING)
+            case Start() if self.state is _W.STOPPING:
+                life.again = message
+                self._wait_for_ready(message.waiter)
+            case Start():
+                if self.state is _W.DRAINING:
+                    self._move(_W.READY)
+                self._wait_for_ready(message.waiter)
+            case Stop():
+                self._begin_stop(life, message)
+            case Suspect() if self.state in _SERVING:
+                life.nursery.start_soon(self._check, life, message.reason)
+            case Reset():
+                self._budget.reset()
+            case _:
+                pass  # too early, or too late, to mean anything
+
+    async def _bury(self, life: _Life) -> None:
+        """End what is left of a process, cancelled or not, and forget it."""
+        self._leave_service()
+        life.nursery.cancel_scope.cancel()
+        await end(life.child)
+        with trio.move_on_after(1, shield=True):
+            await life.control.aclose()
+        await self._tools.launcher.forget(life.spec)
+        self._life = None
+
+    # --- moves ----------------------------------------------------------------------------
+
+    def _move(
+        self,
+        state: WorkerState,
+        *,
+        reason: str = "",
+        retry_at: float = 0.0,
+        load_s: float = 0.0,
+        permanent: bool = False,
+    ) -> None:
+        """Write the state, tell everybody, and settle what the move settles."""
+        self.state = move(WORKER_MOVES, self.state, state)
+        self._since = trio.current_time()
+        self._reason, self._retry_at = reason, retry_at
+        if state not in _SERVING:
+            self._leave_service()
+        starts_again = self._life is not None and self._life.again is not None
+        if state is _W.READY:
+            self._answer_waiters(None)
+        elif state is _W.FAILED or (state is _W.OFF and not starts_again):
+            self._answer_waiters(StartFailed(reason or "it was stopped", permanent=permanent))
+        self._wake()
+        self._on_change(
+            WorkerChanged(
+                self.model,
+                state,
+                slots=self.slots,
+                context_tokens=self.context_tokens,
+                reason=reason,
+                retry_at=retry_at,
+                load_s=load_s,
+                memory_bytes=self._memory_bytes(),
+            )
+        )
+
+    def _enter_service(self, life: _Life, readiness: probes.Readiness) -> None:
+        now = trio.current_time()
+        life.pid, life.was_ready = readiness.pid, True
+        self.slots, self.context_tokens = readiness.slots, readiness.context_tokens
+        self._ready_at, self._load_s = now, now - life.started_at
+        self.upstream = self._tools.upstream(life.spec.socket_path, readiness.pid)
+        life.nursery.start_soon(self._watch_health, life)
+        life.nursery.start_soon(self._watcher.run, life.control)
+        self._move(_W.READY, load_s=self._load_s)
+
+    def _leave_service(self) -> None:
+        self.slots = self.context_tokens = 0
+        self._watcher.forget()
+        if self.upstream is not None:
+            upstream, self.upstream = self.upstream, None
+            upstream.close()
+
+    def _begin_stop(self, life: _Life, stop: Stop) -> None:
+        life.again = None
+        if self.state is not _W.STOPPING:
+            life.stop_reason = stop.reason
+            life.kill_at = trio.current_time() + (self._settings.stop_timeout_s or math.inf)
+            self._move(_W.STOPPING)
+            life.child.terminate()
+        if stop.force:
+            life.child.kill()
+
+    def _ended(self, life: _Life, status: int) -> None:
+        """Handle the death of the process, told to or not."""
+        if self.state is _W.STOPPING:
+            self._exits[ExitCause.STOPPED.value] += 1
+            self._move(_W.OFF, reason=life.stop_reason)
+            return
+        lines = self.log.tail(_STDERR_LINES, LogStream.STDERR, after=life.first_line)
+        texts = [line.text for line in lines]
+        self._fail(diagnose_exit(status, texts, was_ready=life.was_ready))
+
+    def _fail(self, diagnosis: Diagnosis) -> None:
+        """Handle an end that nobody asked for: wait and try again, or give up."""
+        now = trio.current_time()
+        self._exits[diagnosis.cause.value] += 1
+        self._last_failure = diagnosis.reason
+        self._remark(diagnosis.reason)
+        if diagnosis.cause is ExitCause.STUCK_SLOT:
+            verdict: Verdict = Retry(now)  # our own choice, so it costs no budget
+        else:
+            self._crashes += 1
+            failed = self._budget.refused if diagnosis.permanent else self._budget.crashed
+            verdict = failed(now)
+        if isinstance(verdict, GiveUp):
+            until = verdict.until if math.isfinite(verdict.until) else 0.0
+            self._move(
+                _W.FAILED,
+                reason=diagnosis.reason,
+                retry_at=until,
+                permanent=diagnosis.permanent,
+            )
+        elif self.state is _W.DRAINING:  # it was to go anyway
+            self._move(_W.OFF, reason=diagnosis.reason)
+        else:
+            self._move(_W.BACKOFF, reason=diagnosis.reason, retry_at=verdict.at)
+
+    # --- helpers: they find, and post what they found ---------------------------------------
+
+    async def _watch_death(self, life: _Life) -> None:
+        self._inbox.post(Exited(life.number, await life.child.wait()))
+
+    async def _watch_start(self, life: _Life) -> None:
+        try:
+            readiness = await probes.until_ready(
+                life.control,
+                life.child,
+                life.spec,
+                progress_timeout_s=self._settings.startup_timeout_s,
+                call_timeout_s=self._settings.check_timeout_s,
+                on_loading=lambda: self._inbox.post(Answers(life.number)),
+            )
+        except probes.Unfit as unfit:
+            self._inbox.post(Failing(life.number, unfit.diagnosis))
+        else:
+            self._inbox.post(Ready(life.number, readiness))
+
+    async def _watch_health(self, life: _Life) -> None:
+        while self._settings.health_interval_s:
+            await trio.sleep(self._settings.health_interval_s)
+            await self._check(life, "health check")
+
+    async def _check(self, life: _Life, occasion: str) -> None:
+        if life.checking:
+            return
+        life.checking = True
+        wrong = await probes.examine(life.control, life.child, self._settings.check_timeout_s)
+        if wrong:
+            with trio.move_on_after(_DEATH_GRACE_S) as scope:
+                await life.child.wait()  # it may just be dying: then its exit says more
+            if scope.cancelled_caught:
+                diagnosis = Diagnosis(ExitCause.HUNG, f"the worker hangs: {wrong} ({occasion})")
+                self._inbox.post(Failing(life.number, diagnosis))
+        life.checking = False
+
+    def _slot_stuck(self, text: str) -> None:
+        if self._life is not None:
+            self._inbox.post(Failing(self._life.number, Diagnosis(ExitCause.STUCK_SLOT, text)))
+
+    # --- small things -----------------------------------------------------------------------
+
+    def _memory_bytes(self) -> int:
+        return procfs.memory_bytes(self._life.pid) if self._life else 0
+
+    def _remark(self, text: str) -> None:
+        self.log.append(LogStream.LLMD, text)
+        self._on_remark(text)
+
+    def _wait_for_ready(self, waiter: Waiter | None) -> None:
+        if waiter is not None and self.state is _W.READY:
+            waiter.answer(None)
+        elif waiter is not None:
+            self._waiters.append(waiter)
+
+    def _answer_waiters(self, error: StartFailed | None) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.answer(error)
+
+    def _wake(self) -> None:
+        self._moved.set()
+        self._moved = trio.Event()

@@ -1,0 +1,93 @@
+"""A worker's log is bounded and safe to show, whatever the worker writes."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmd.workers.logring import LineSplitter, LogRing, LogStream, clean
+
+
+def ring(**bounds):
+    return LogRing(clock=lambda: 12.5, **bounds)
+
+
+def fill(log, count, stream=LogStream.STDERR):
+    for number in range(count):
+        log.append(stream, f"line {number}")
+
+
+@pytest.mark.parametrize(
+    ("hostile", "safe"),
+    [
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b]0;title\x07text", "text"),
+        ("\x1b]52;c;Y2xpcA==\x1b\\text", "text"),
+        ("a\x00b\x07c\x9bd", "abcd"),
+        ("tab\there", "tab here"),
+        ("evil\u202egnp.exe", "evilgnp.exe"),
+        ("two\u2028lines", "twolines"),
+        ("Grüße 🦙", "Grüße 🦙"),
+        ("\x1b", ""),
+    ],
+)
+def test_what_a_terminal_would_obey_is_removed(hostile, safe):
+    assert clean(hostile) == safe
+
+
+@given(st.binary(max_size=400), st.integers(1, 40))
+def test_lines_are_printable_and_bounded_however_the_bytes_are_cut(data, step):
+    splitter = LineSplitter(max_chars=20)
+    lines = []
+    for start in range(0, len(data), step):
+        lines += splitter.feed(data[start : start + step])
+    lines += splitter.flush()
+    whole = LineSplitter(max_chars=20)
+    assert lines == whole.feed(data) + whole.flush()
+    for line in lines:
+        assert 0 < len(line) <= 20
+        assert not any(unicodedata.category(char) == "Cc" for char in line)
+
+
+def test_a_long_line_is_cut_and_the_next_one_is_whole():
+    splitter = LineSplitter(max_chars=10)
+    assert splitter.feed(b"x" * 100) == []
+    assert splitter.feed(b"x" * 100 + b"\nnext\n") == ["x" * 9 + "…", "next"]
+
+
+def test_a_carriage_return_ends_a_line_and_empty_ones_are_dropped():
+    assert LineSplitter().feed(b"10%\r20%\r\n\n  \ndone\n") == ["10%", "20%", "done"]
+
+
+def test_the_ring_forgets_the_oldest_by_count_and_by_size():
+    log = ring(max_lines=3)
+    fill(log, 5)
+    assert [line.text for line in log.since(0)] == ["line 2", "line 3", "line 4"]
+    assert [line.sequence for line in log.since(0)] == [3, 4, 5]
+    assert {line.at for line in log.since(0)} == {12.5}
+    small = ring(max_chars=13)
+    fill(small, 5)
+    assert len(small.since(0)) == 2
+
+
+def test_since_returns_what_is_newer_and_survives_gaps():
+    log = ring(max_lines=3)
+    fill(log, 5)
+    assert [line.sequence for line in log.since(4)] == [5]
+    assert [line.sequence for line in log.since(1)] == [3, 4, 5]
+    assert log.since(5) == ()
+    assert log.since(99) == ()
+
+
+def test_tail_picks_streams_and_the_present_life():
+    log = ring()
+    fill(log, 2)
+    log.append(LogStream.STDOUT, "out")
+    fill(log, 1, LogStream.LLMD)
+    assert [line.text for line in log.tail(5, LogStream.STDERR)] == ["line 0", "line 1"]
+    assert [line.text for line in log.tail(5, LogStream.STDERR, after=1)] == ["line 1"]
+    assert [line.text for line in log.tail(2)] == ["out", "line 0"]
+    assert log.tail(0) == ()
