@@ -1,7 +1,8 @@
 """Control calls to one worker over its Unix socket: health, properties, slots, metrics.
 
 A worker's answers are hostile: their size is bounded, their shape checked, and every call has a
-deadline. Inference does not go this way (see `upstream.py`).
+deadline. The HTTP is that of `upstream.py`: a second client library would cost the daemon 20 MB
+and a third of a second of its start.
 """
 
 from __future__ import annotations
@@ -10,19 +11,18 @@ import re
 import socket
 from enum import Enum
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any, TypeVar
 
-import httpx
 import msgspec
 import trio
 
 from llmd.errors import BadWorkerResponse, WorkerDied, WorkerStalled
-from llmd.workers.upstream import peer_pid
+from llmd.workers.upstream import Upstream, peer_pid
 
 MAX_ANSWER_BYTES = 8 << 20
 DEFAULT_TIMEOUT_S = 5.0
-_CONNECTIONS = 4
+# a kept-alive connection may be dead at the first write, and a bound on size needs plain bytes
+_HEADERS = ((b"Connection", b"close"), (b"Accept-Encoding", b"identity"))
 _DEFERRED = re.compile(r"^llamacpp:requests_deferred (\d{1,9})\b", re.MULTILINE)
 
 T = TypeVar("T")
@@ -72,46 +72,31 @@ class Control:
 
     All calls raise WorkerDied (no connection, or it broke), WorkerStalled (no whole answer in
     time) or BadWorkerResponse (an answer, but none that can be used), and are safe to cancel.
+    Each takes a connection of its own, so that no call waits for another.
 
     Args:
         socket_path: Where the worker listens.
     """
 
     def __init__(self, socket_path: Path) -> None:
-        self._path = str(socket_path)
-        self._client = httpx.AsyncClient(
-            base_url="http://worker",
-            # a fresh connection a call: a kept-alive one may be dead at the first write
-            transport=httpx.AsyncHTTPTransport(
-                uds=self._path,
-                verify=False,  # no TLS on a Unix socket; spares loading certificates
-                limits=httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=0),
-            ),
-            trust_env=False,
-            headers={"Accept-Encoding": "identity"},
-        )
+        self._path = socket_path
+        self._upstream = Upstream(socket_path, 0)
 
-    async def __aenter__(self) -> Control:
-        return self
+    def pin(self, pid: int) -> None:
+        """From now on talk to process `pid` only, whoever else may listen there."""
+        self._upstream.close()
+        self._upstream = Upstream(self._path, pid)
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Close the client."""
-        await self._client.aclose()
+    def close(self) -> None:
+        """Close every connection; calls that still wait raise WorkerDied."""
+        self._upstream.close()
 
     async def peer_pid(self) -> int:
         """Return the process that listens on the socket, as the kernel knows it."""
         await trio.lowlevel.checkpoint()
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
-                sock.connect(self._path)
+                sock.connect(str(self._path))
                 return peer_pid(sock)
         except BlockingIOError as error:
             raise WorkerStalled("the worker accepts no connections") from error
@@ -165,17 +150,11 @@ class Control:
     async def _get(self, path: str, timeout_s: float) -> tuple[int, bytes]:
         try:
             with trio.fail_after(timeout_s):
-                # the deadline above is the only one: httpx's own would add up
-                async with self._client.stream("GET", path, timeout=None) as response:
-                    body = bytearray()
-                    async for part in response.aiter_raw():
-                        body += part
-                        if len(body) > MAX_ANSWER_BYTES:
-                            raise BadWorkerResponse(f"the worker's {path} is too large")
-                    return response.status_code, bytes(body)
+                response = await self._upstream.request(b"GET", path.encode(), b"", _HEADERS)
+                try:
+                    status = await response.head()
+                    return status, await response.read(MAX_ANSWER_BYTES)
+                finally:
+                    response.close()
         except trio.TooSlowError as error:
             raise WorkerStalled(f"no answer to GET {path} within {timeout_s:g} s") from error
-        except (httpx.TransportError, OSError) as error:
-            raise WorkerDied(
-                f"GET {path}: {error or type(error).__name__}", answered=False
-            ) from error

@@ -37,7 +37,8 @@ class ControlCalls(Protocol):
     async def props(self, timeout_s: float = ...) -> Props: ...  # noqa: D102
     async def slots(self, timeout_s: float = ...) -> list[Slot]: ...  # noqa: D102
     async def deferred(self, timeout_s: float = ...) -> int: ...  # noqa: D102
-    async def aclose(self) -> None: ...  # noqa: D102
+    def pin(self, pid: int) -> None: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,7 @@ async def _identify(
 ) -> Readiness:
     try:
         pid = await _verify_peer(control, child)
+        control.pin(pid)
         props = await control.props(timeout_s)
     except BadWorkerResponse as error:
         # what answers /health but not /props will do so at every start: a key, a prefix

@@ -414,8 +414,7 @@ class Worker:
         self._leave_service()
         life.nursery.cancel_scope.cancel()
         await end(life.child)
-        with trio.move_on_after(1, shield=True):
-            await life.control.aclose()
+        life.control.close()
         await self._tools.launcher.forget(life.spec)
         self._life = None
 
