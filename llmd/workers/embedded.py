@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, NoReturn
 
 from llmd.workers.embedded_flags import GROUPS, Flag, Kind, by_name
 
+_LOG_GRACE_S = 0.2
 _DRAFT_TYPE = "COMMON_SPECULATIVE_TYPE_"
 # llama.cpp's pattern for the weights of a layer's experts
 _EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
@@ -260,7 +262,9 @@ def _serve(xllamacpp: Any, params: Any) -> int:
     try:
         server = xllamacpp.Server(params)
     except (RuntimeError, ValueError, MemoryError) as error:
-        return _fail(f"exiting due to: {error}")  # llama.cpp has logged why
+        # llama.cpp has logged why, but from a thread that the end of the process would cut short
+        time.sleep(_LOG_GRACE_S)
+        return _fail(f"exiting due to: {error}")
     return _run(server)
 
 
