@@ -49,7 +49,7 @@ def add_worker_series(page: Page, texts: Mapping[str, bytes]) -> None:
         _read(model, text, families)
     for name, family in families.items():
         if family.samples:
-            page.head(name, family.kind, family.help)
+            page.head(name, _safe_kind(name, family.kind, families), family.help)
             for labels, value in family.samples.items():
                 page.sample(name, labels, value)
 
@@ -95,22 +95,29 @@ def _kind(name: str, said: str) -> str:
     return "untyped"
 
 
+def _safe_kind(name: str, kind: str, families: Mapping[str, _Family]) -> str:
+    """Return `kind`, unless another family has a name that OpenMetrics reserves for a counter."""
+    base = name.removesuffix("_total")
+    if kind == "counter" and (base in families or f"{base}_created" in families):
+        return "untyped"
+    return kind
+
+
 def _labels(model: str, text: str) -> str | None:
     """Read label pairs and put `model` first; None when they are malformed."""
-    names, values = ["model"], [model]
+    pairs: dict[str, str] = {}
     at = 0
     while at < len(text):
         pair = _LABEL.match(text, at)
         if pair is None:
             return None
         at = pair.end()
-        if pair[1] in names:
-            if pair[1] != "model":
-                return None
-            continue  # the worker's own word for its model gives way to ours
-        names.append(pair[1])
-        values.append(_printable(_ESCAPED.sub(_unescaped, pair[2])))
-    return label_text(names, values)
+        if pair[1] in pairs or pair[1].startswith("__"):  # Prometheus' own: __name__ and such
+            return None
+        pairs[pair[1]] = _printable(_ESCAPED.sub(_unescaped, pair[2]))
+    pairs.pop("model", None)  # the worker's own word for it gives way to ours
+    names = sorted(pairs)  # one order, or the same series could come twice
+    return label_text(["model", *names], [model, *(pairs[name] for name in names)])
 
 
 def _unescaped(match: re.Match[str]) -> str:
