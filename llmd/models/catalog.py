@@ -1,0 +1,256 @@
+"""The models that llmd can serve: those of `[[models]]` and the files below `models_dir`.
+
+A name is only ever looked up here and never made into a path. A file that cannot be used keeps
+its place in the catalog with a `fault` that says why, so that whoever asks for it gets to know.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from llmd.config.schema import ModelConfig
+from llmd.models.drafts import Draft, Headers, Known, draft_entry, draft_found
+from llmd.models.find import find_gguf
+from llmd.models.gguf import GgufHeader
+from llmd.models.model import Capability, CatalogModel
+from llmd.models.projector import Projector
+
+__all__ = ["Capability", "Catalog", "CatalogModel", "hf_name"]
+
+_HF = re.compile(r"[^/]+/(?P<repo>[^/:]+)(?::(?P<quant>[^/:]+))?\Z")
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All models at one moment; immutable. `rescan` makes the next one.
+
+    Attributes:
+        models: Sorted by name.
+        faults: What is wrong with `[[models]]` and `models_dir`, for a person.
+        warnings: What is wrong with, or was passed over among, the files below `models_dir`.
+    """
+
+    models: tuple[CatalogModel, ...]
+    faults: tuple[str, ...]
+    warnings: tuple[str, ...]
+    _names: Mapping[str, CatalogModel] = field(repr=False, compare=False)
+    _entries: tuple[ModelConfig, ...] = field(repr=False, compare=False)
+    _models_dir: Path | None = field(repr=False, compare=False)
+    _known: Known = field(repr=False, compare=False)
+
+    @classmethod
+    def load(cls, models: Sequence[ModelConfig] = (), models_dir: Path | None = None) -> Catalog:
+        """Find the models and read their headers.
+
+        Blocks for the disk, so an event loop calls it in a thread.
+
+        Args:
+            models: The `[[models]]` entries, paths absolute; they win over files that are found.
+            models_dir: Every GGUF file below it is a model; None = no directory.
+        """
+        return cls._build(tuple(models), models_dir, {})
+
+    def rescan(self) -> Catalog:
+        """Return the catalog as it is now; headers of files that did not change are kept."""
+        return self._build(self._entries, self._models_dir, self._known)
+
+    def resolve(self, name: str) -> CatalogModel | None:
+        """Return the model with this name, alias or file name, letter by letter."""
+        return self._names.get(name)
+
+    @classmethod
+    def _build(
+        cls, entries: tuple[ModelConfig, ...], models_dir: Path | None, known: Known
+    ) -> Catalog:
+        headers = Headers(known)
+        naming = _Naming()
+        explicit = [draft_entry(entry, headers) for entry in entries]
+        naming.add_entries(explicit)
+        warnings: list[str] = []
+        if models_dir is not None:
+            claimed = {Path(os.path.realpath(file)) for d in explicit for file in d.shards}
+            try:
+                files, warnings = find_gguf(models_dir)
+            except OSError as error:
+                naming.faults.append(f"llama.models_dir: {models_dir}: {error.strerror}")
+                files = []
+            found, more = draft_found(files, headers, claimed)
+            naming.add_found(found)
+            warnings += more
+        naming.add_file_names()
+        models = naming.models()
+        return cls(
+            models=tuple(sorted(models, key=lambda model: (model.name.casefold(), model.name))),
+            faults=(*naming.faults, *_faults(models, explicit=True)),
+            warnings=(*warnings, *naming.warnings, *_faults(models, explicit=False)),
+            _names={name: model for model in models for name in (model.name, *model.aliases)},
+            _entries=entries,
+            _models_dir=models_dir,
+            _known=headers.read,
+        )
+
+
+def hf_name(reference: str) -> str:
+    """Return the name of a model from a repository: its own part of `reference`, and the quant.
+
+    `ggml-org/Qwen3-0.6B-GGUF:Q8_0` becomes `Qwen3-0.6B-Q8_0`, as a file of it would be called.
+    """
+    match = _HF.match(reference)
+    if match is None:
+        return reference
+    repo = re.sub(r"(?<=.)[-_.]gguf\Z", "", match["repo"], flags=re.IGNORECASE)
+    return f"{repo}-{match['quant']}" if match["quant"] else repo
+
+
+# --- names ---------------------------------------------------------------------------------
+
+
+class _Naming:
+    """Gives each model its names; whoever comes first keeps one."""
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+        self.warnings: list[str] = []
+        self._names: dict[str, Draft] = {}  # a model's own name
+        self._aliases: dict[str, Draft] = {}
+        self._explicit: set[str] = set()
+
+    def add_entries(self, drafts: Iterable[Draft]) -> None:
+        """Name the models of `[[models]]`; two of one name are a fault."""
+        named = []
+        for draft in drafts:
+            name = draft.config.name or (hf_name(draft.hf) if draft.hf else draft.stem)
+            if name in self._names:
+                self.faults.append(f"models.{name}: two entries have this name")
+                continue
+            self._names[name] = draft
+            self._explicit.add(name)
+            named.append((name, draft))
+        for name, draft in named:
+            for alias in draft.config.aliases:
+                other = self._names.get(alias) or self._aliases.get(alias)
+                if other is None:
+                    self._aliases[alias] = draft
+                elif other is not draft:
+                    self.faults.append(f"models.{name}.aliases: {alias} is another model's name")
+            if draft.hf:
+                draft.file_aliases += [draft.hf, draft.hf.rpartition("/")[2], hf_name(draft.hf)]
+
+    def add_found(self, drafts: Sequence[Draft]) -> None:
+        """Name files by their stem, or, where that is not unique, by their relative path."""
+        stems = Counter(draft.stem for draft in drafts)
+        for draft in drafts:
+            # the stem, or the path without its suffix, or all of it
+            folder, slash, _ = draft.relative.rpartition("/")
+            whole = draft.relative
+            candidates = [f"{folder}{slash}{draft.stem}", whole]
+            if stems[draft.stem] == 1:
+                candidates.insert(0, draft.stem)
+            else:
+                draft.file_aliases.append(whole)
+            free = [name for name in candidates if not self._taken(name)]
+            if not free:
+                self.warnings.append(f"{draft.path}: another model has its name; ignored")
+                continue
+            self._names[free[0]] = draft
+
+    def add_file_names(self) -> None:
+        """Make aliases of file names that belong to one model only."""
+        claims: dict[str, list[Draft]] = {}
+        for draft in self._names.values():
+            for alias in dict.fromkeys(draft.file_aliases):
+                claims.setdefault(alias, []).append(draft)
+        for alias, drafts in claims.items():
+            if len(drafts) == 1 and not self._taken(alias):
+                self._aliases[alias] = drafts[0]
+
+    def models(self) -> list[CatalogModel]:
+        """Return the named models."""
+        aliases: dict[int, list[str]] = {}
+        for alias, draft in self._aliases.items():
+            aliases.setdefault(id(draft), []).append(alias)
+        return [
+            _model(name, draft, aliases.get(id(draft), ()), explicit=name in self._explicit)
+            for name, draft in self._names.items()
+        ]
+
+    def _taken(self, name: str) -> bool:
+        return name in self._names or name in self._aliases
+
+
+# --- models --------------------------------------------------------------------------------
+
+
+def _model(name: str, draft: Draft, aliases: Iterable[str], *, explicit: bool) -> CatalogModel:
+    config = _purposeful(msgspec.structs.replace(draft.config, name=name), draft.header)
+    projector = draft.projector
+    extra = [config.draft, *config.lora, str(projector.path) if projector else ""]
+    return CatalogModel(
+        name=name,
+        aliases=tuple(aliases),
+        path=draft.path,
+        hf=draft.hf,
+        shards=draft.shards,
+        mmproj=projector.path if projector else None,
+        header=draft.header,
+        config=config,
+        fault=draft.fault,
+        capabilities=_capabilities(config, draft.header, projector),
+        size_bytes=sum(map(_size_bytes, draft.shards)),
+        extra_weights_bytes=sum(_size_bytes(Path(file)) for file in extra if file),
+        explicit=explicit,
+    )
+
+
+def _purposeful(config: ModelConfig, header: GgufHeader | None) -> ModelConfig:
+    """Return the settings with what the file says it is for, unless they say it themselves."""
+    if header is None or config.embedding or config.reranking:
+        return config
+    if header.rerank:
+        return msgspec.structs.replace(config, reranking=True)
+    return msgspec.structs.replace(config, embedding=True) if header.embedding else config
+
+
+def _capabilities(
+    config: ModelConfig, header: GgufHeader | None, projector: Projector | None
+) -> frozenset[Capability]:
+    if config.reranking:
+        return frozenset({Capability.RERANK})
+    if config.embedding:
+        return frozenset({Capability.EMBEDDING})
+    found = {Capability.COMPLETION}
+    if header is None or header.chat_template or config.chat_template:
+        found.add(Capability.CHAT)
+    if header is not None and header.tools and not config.chat_template:
+        found.add(Capability.TOOLS)
+    if projector is not None:
+        hears, sees = projector.header.audio, projector.header.vision
+        if hears:
+            found.add(Capability.AUDIO)
+        if sees or not hears:  # older projectors do not say
+            found.add(Capability.VISION)
+    return frozenset(found)
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _faults(models: Iterable[CatalogModel], *, explicit: bool) -> list[str]:
+    return [
+        f"models.{model.name}: {model.path}: {model.fault}"
+        if explicit
+        else f"{model.path}: {model.fault}"
+        for model in models
+        if model.fault and model.explicit is explicit
+    ]
