@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator
 
 import trio
@@ -26,14 +27,17 @@ class Handle:
         record: The one record, written by the request's own task.
         scope: Set by the request's task around all its work.
         cause: The first reason for which it was ended from outside, or None.
+        settle: Set once the key's limits were charged: called once at the end with the tokens
+            really used, or None when the request cost nothing.
     """
 
-    __slots__ = ("cause", "record", "scope")
+    __slots__ = ("cause", "record", "scope", "settle")
 
     def __init__(self, record: RequestRecord, scope: trio.CancelScope) -> None:
         self.record = record
         self.scope = scope
         self.cause: CancelCause | None = None
+        self.settle: Callable[[int | None], None] | None = None
 
     def cancel(self, cause: CancelCause) -> None:
         """End the request; returns at once, the request's own task cleans up."""
@@ -108,7 +112,7 @@ class Registry:
         wall_clock: For `created`.
     """
 
-    def __init__(self, history: int, wall_clock: Callable[[], float]) -> None:
+    def __init__(self, history: int, wall_clock: Callable[[], float] = time.time) -> None:
         self._history = history
         self._wall_clock = wall_clock
         self._live: dict[str, Handle] = {}

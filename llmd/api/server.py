@@ -349,11 +349,6 @@ class Connection:
             told, self.on_disconnect = self.on_disconnect, None
             told()
 
-    def cut(self) -> None:
-        """End the connection now, whatever runs on it."""
-        self._ended()
-        self._socket_stream.close()
-
     def close_idle(self) -> None:
         """Close if nothing is being read or served."""
         if self.idle:
@@ -435,7 +430,7 @@ class HttpServer:
             sock.close()
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until `drain` is through; cancelled, every connection is cut."""
+        """Serve until `drain` has begun and every client has left; cancelled, all are cut."""
         try:
             async with trio.open_nursery() as clients:
                 with self._accepting:
@@ -446,20 +441,17 @@ class HttpServer:
         finally:
             self.close()
 
-    async def drain(self, timeout_s: float) -> None:
-        """Accept nothing more, let running answers end, cut what is left after `timeout_s`."""
+    async def drain(self) -> None:
+        """Accept nothing more and let running answers end; cancelled, what is left goes on."""
         self.draining = True
         self._accepting.cancel()
         await self.context.terminated.set()
         for connection in list(self._connections):
             connection.last_answer = True
             connection.close_idle()
-        with trio.move_on_after(timeout_s):
-            while self._connections:
-                self._empty = trio.Event()
-                await self._empty.wait()
-        for connection in list(self._connections):
-            connection.cut()
+        while self._connections:
+            self._empty = trio.Event()
+            await self._empty.wait()
 
     async def _accept(self, listener: socket.socket, clients: trio.Nursery) -> None:
         while True:

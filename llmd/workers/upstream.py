@@ -185,12 +185,12 @@ class Upstream:
     Args:
         socket_path: Where it listens.
         pid: The process that must own the listening socket; 0 skips the check. A connection
-            answered by any other process is refused before a byte is sent.
+            answered by any other process is refused before a byte is sent. Kept as `pid`.
     """
 
     def __init__(self, socket_path: Path, pid: int) -> None:
         self._path = str(socket_path)
-        self._pid = pid
+        self.pid = pid
         self._idle: deque[_Connection] = deque()
         self._open: set[_Connection] = set()
         self._closed = False
@@ -253,7 +253,7 @@ class Upstream:
                     break
                 except BlockingIOError:  # its backlog is full
                     await trio.sleep(0.005)
-            if self._pid and peer_pid(sock) != self._pid:
+            if self.pid and peer_pid(sock) != self.pid:
                 raise WorkerDied("another process answers on the worker's socket", answered=False)
         except OSError as error:
             sock.close()

@@ -1,0 +1,343 @@
+"""The way of a completion, from its head to its account.
+
+Read `Inference._way`: authenticate, read, parse, resolve, estimate, limit, lease, relay. Whatever
+way a request ends, `_account` comes last.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import trio
+
+from llmd import errors
+from llmd.api import schema
+from llmd.api.answer import Answer
+from llmd.api.assemble import Assembler, WorkerError
+from llmd.api.auth import Principal
+from llmd.api.body import read_body
+from llmd.api.counting import count_prompt
+from llmd.api.gate import header, wanted_priority
+from llmd.api.relay import Relay
+from llmd.api.schema.kinds import Prompt
+from llmd.api.server import CONNECTION, Connection, Json, Receive, Send
+from llmd.api.services import Services
+from llmd.api.sse import Usage
+from llmd.core.events import Queued, Rule
+from llmd.core.ratelimit import Denied
+from llmd.core.tokens import Estimate, PromptSize
+from llmd.models.catalog import CatalogModel
+from llmd.registry import Handle
+from llmd.scheduler import Lease
+from llmd.workers.upstream import Upstream
+from llmd.workers.worker import Worker
+
+_MAX_TRIES = 2  # a request that was present at two deaths of workers is not tried again
+
+
+@dataclass(slots=True)
+class _Call:
+    """What is known of one request once it is admitted."""
+
+    handle: Handle
+    answer: Answer
+    principal: Principal
+    parsed: schema.ParsedRequest
+    model: CatalogModel
+    estimate: Estimate
+
+
+class Inference:
+    """The ASGI application for everything that generates: chat, completions, embeddings.
+
+    Args:
+        services: What it works with; owns none of it.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        limits = services.config.limits
+        self._timeout_s = limits.request_timeout_sec or math.inf
+        self._keepalive_s = services.config.streaming.keepalive_sec or math.inf
+        self._stall_s = services.config.worker.stall_timeout_sec or math.inf
+
+    async def __call__(self, scope: Json, receive: Receive, send: Send) -> None:
+        """Serve one request; it ends in an answer or in the client's leaving."""
+        services = self._services
+        connection: Connection = scope["state"][CONNECTION]
+        handle = services.registry.open(
+            wanted_id=header(scope, b"x-request-id"),
+            path=scope["path"],
+            client=services.gate.client(scope),
+        )
+        answer = Answer(send, handle.record)
+        connection.on_disconnect = handle.abandon
+        error: errors.LlmdError | None = None
+        handle.scope.deadline = trio.current_time() + self._timeout_s
+        try:
+            with handle.scope:
+                try:
+                    await self._way(handle, answer, scope, receive)
+                except errors.LlmdError as refused:
+                    error = refused
+            if handle.scope.cancelled_caught:
+                error = handle.verdict(self._timeout_s)
+            if error is not None and not connection.gone:
+                await answer.error(error)
+        finally:
+            self._account(handle, error, answer)
+
+    async def _way(self, handle: Handle, answer: Answer, scope: Json, receive: Receive) -> None:
+        services, record, config = self._services, handle.record, self._services.config
+        principal = await services.gate.admit(scope, record.client)
+        record.key, record.user, record.role = principal.name, principal.user, principal.role
+        body = await read_body(
+            scope,
+            receive,
+            limit_bytes=config.server.max_body_bytes,
+            timeout_s=config.server.body_timeout_sec,
+        )
+        record.request_bytes = len(body)
+        parsed = schema.parse(schema.KINDS[scope["path"]], body, services.schema_limits)
+        record.stream, record.max_tokens = parsed.stream, parsed.max_tokens
+        record.priority = principal.capped(wanted_priority(scope, parsed.service_tier))
+        model = services.resolve(parsed.model, principal)
+        record.model = model.name
+        parsed.apply_defaults(model.config.generation, config.generation)
+        if parsed.stream and not config.streaming.enabled:
+            raise errors.StreamingDisabled(
+                "streaming is disabled on this server; send stream=false", param="stream"
+            )
+        call = _Call(handle, answer, principal, parsed, model, self._estimate(parsed, model))
+        await self._fit(call, worker=services.serving(model.name))
+        self._limit(call)
+        try:
+            await self._serve(call)
+        except WorkerError as said:
+            await answer.whole(said.status, [], said.body)
+
+    # --- before the queue -------------------------------------------------------------------
+
+    def _estimate(self, parsed: schema.ParsedRequest, model: CatalogModel) -> Estimate:
+        return self._services.estimator.estimate(
+            model.name,
+            prompt_size(parsed),
+            max_tokens=parsed.max_tokens,
+            n=parsed.choices,
+            context_tokens=self._services.context_tokens(model),
+        )
+
+    async def _fit(self, call: _Call, worker: Worker | None) -> None:
+        """Refuse what can never fit; a refusal is decided by the worker's own count, if it is up.
+
+        Raises:
+            ContextLengthExceeded: Prompt and `max_tokens` are more than the context can be.
+            InvalidRequest: They are more than `limits.max_tokens_per_request`.
+        """
+        services, parsed = self._services, call.parsed
+        limit = services.config.limits.max_tokens_per_request
+        context = services.fleet.largest_context(call.model)
+        over = (context and call.estimate.context_tokens > context) or (
+            limit and call.estimate.total_tokens > limit
+        )
+        if not over:
+            return
+        if worker is not None and worker.upstream is not None:
+            counted = await count_prompt(worker.upstream, parsed)
+            if counted is not None:
+                call.estimate = services.estimator.counted(
+                    counted,
+                    prompt_size(parsed),
+                    max_tokens=parsed.max_tokens,
+                    n=parsed.choices,
+                    context_tokens=services.context_tokens(call.model),
+                )
+        elif not self._hopeless(call, context):
+            return  # an estimate alone refuses nothing that might fit: it is checked once granted
+        estimate = call.estimate
+        if context and estimate.context_tokens > context:
+            raise errors.ContextLengthExceeded(
+                f"the model's context is {context} tokens, and this request needs "
+                f"{estimate.context_tokens}: {estimate.prompt_tokens} of prompt and "
+                f"{estimate.completion_tokens} of completion; shorten the messages or lower "
+                "max_tokens",
+                param=parsed.kind.prompt.value,
+            )
+        if limit and estimate.total_tokens > limit:
+            raise errors.InvalidRequest(
+                f"this request may use {estimate.total_tokens} tokens, and one request may use "
+                f"{limit} (limits.max_tokens_per_request); shorten it or lower max_tokens",
+                param="max_tokens",
+            )
+
+    @staticmethod
+    def _hopeless(call: _Call, context: int) -> bool:
+        """Tell whether a request is too large even if the estimate is four times too high."""
+        wanted = call.parsed.max_tokens or 0
+        least = call.estimate.prompt_tokens // 4 + max(wanted, 0)
+        return bool(context) and least > context
+
+    def _limit(self, call: _Call) -> None:
+        """Charge the key's buckets, and have the answer say what is left.
+
+        Raises:
+            RateLimitExceeded: One of them is empty.
+        """
+        services, principal = self._services, call.principal
+        record = call.handle.record
+        record.estimate_tokens = tokens = call.estimate.total_tokens
+        record.prompt_estimate_tokens = call.estimate.prompt_tokens
+        record.sequences = call.estimate.sequences
+        if principal.limits.unlimited:
+            return
+        now = trio.current_time()
+        decision = services.limiter.check(principal.account, principal.limits, tokens, now)
+        left = services.limiter.snapshot(principal.account, principal.limits, now)
+        call.answer.headers += left.headers()
+        if isinstance(decision, Denied):
+            raise errors.RateLimitExceeded(
+                decision.message,
+                retry_after_s=decision.retry_after_s,
+                should_retry=False if decision.could_never else None,
+            )
+        call.handle.settle = lambda used: self._settle(call, tokens, used)
+
+    def _settle(self, call: _Call, charged: int, used: int | None) -> None:
+        account, now = call.principal.account, trio.current_time()
+        if used is None:
+            self._services.limiter.refund(account, charged, now)
+        else:
+            self._services.limiter.settle(account, charged, used, now)
+
+    # --- queue, lease and relay -------------------------------------------------------------
+
+    async def _serve(self, call: _Call) -> None:
+        """Wait for a lease and relay; once more if the worker died before the first byte."""
+        item = self._item(call)
+        tries = 1 if self._services.config.scheduler.retry_on_worker_death else _MAX_TRIES
+        while True:
+            try:
+                await self._try(call, item, again=call.handle.record.retries > 0)
+            except errors.WorkerDied as died:
+                if call.handle.record.first_byte_at is not None or tries >= _MAX_TRIES:
+                    raise errors.BadWorkerResponse(
+                        f"the model's worker ended while it served this request ({died})"
+                    ) from died
+                tries += 1
+                continue
+            return
+
+    async def _try(self, call: _Call, item: Queued, *, again: bool) -> None:
+        """Hold one lease from its place in the queue to its end."""
+        services, record = self._services, call.handle.record
+        worker: Worker | None = None
+        record.enqueue(trio.current_time())
+        lease = services.scheduler.lease(item, again=again or record.retries > 0)
+        try:
+            with lease:
+                await self._wait(call, lease)
+                worker = services.serving(call.model.name)
+                upstream = worker.upstream if worker is not None else None
+                record.grant(trio.current_time(), worker_pid=upstream.pid if upstream else 0)
+                try:
+                    if worker is None or upstream is None:
+                        raise errors.WorkerDied("the worker has just gone", answered=False)
+                    await self._fit(call, worker)
+                    usage = await self._exchange(call, worker, upstream)
+                    self._learn(call, usage)
+                finally:
+                    lease.used_tokens = record.used_tokens
+        finally:
+            # the client's half of a cancel is done; see that the worker's is, too
+            if worker is not None and call.handle.cause is not None:
+                worker.reclaim(
+                    lambda: services.scheduler.busy_slots(call.model.name), call.handle.cause.value
+                )
+
+    async def _wait(self, call: _Call, lease: Lease) -> None:
+        """Wait for the grant, telling a streaming client why it takes long."""
+        keepalive_s = self._keepalive_s if call.parsed.stream else math.inf
+        while not await lease.wait(keepalive_s):
+            await call.answer.comment(waiting(lease))
+
+    async def _exchange(self, call: _Call, worker: Worker, upstream: Upstream) -> Usage:
+        """Relay between client and worker."""
+        parsed, record = call.parsed, call.handle.record
+        relay = Relay(
+            upstream,
+            call.answer,
+            record,
+            choices=parsed.choices,
+            keepalive_s=self._keepalive_s if parsed.stream else math.inf,
+            stall_s=self._stall_s,
+            suspect=lambda: worker.suspect(f"no byte for {self._stall_s:g} s ({record.id})"),
+        )
+        gather = parsed.gathers and not parsed.stream
+        return await relay.exchange(
+            parsed.kind.path.encode(),
+            parsed.upstream_body(force_stream=gather),
+            Assembler(parsed.kind) if gather else None,
+        )
+
+    def _item(self, call: _Call) -> Queued:
+        principal, record = call.principal, call.handle.record
+        return Queued(
+            id=record.id,
+            key=principal.account,
+            model=call.model.name,
+            priority=record.priority,
+            weight=principal.weight,
+            tokens=call.estimate.total_tokens,
+            slots=call.estimate.sequences if call.parsed.kind.generates else 1,
+            context_tokens=call.estimate.context_tokens,
+            concurrency=principal.concurrency,
+            admin=principal.admin,
+            arrived=trio.current_time(),
+        )
+
+    # --- after it ---------------------------------------------------------------------------
+
+    def _learn(self, call: _Call, usage: Usage) -> None:
+        record = call.handle.record
+        record.prompt_tokens = usage.prompt_tokens
+        record.completion_tokens = usage.completion_tokens
+        record.cached_tokens = usage.cached_tokens
+        if usage.exact and usage.prompt_tokens:
+            self._services.estimator.observe(
+                call.model.name, prompt_size(call.parsed), usage.prompt_tokens
+            )
+
+    def _account(self, handle: Handle, error: errors.LlmdError | None, answer: Answer) -> None:
+        """Write the record's end and tell everybody who counts; never waits."""
+        services, record = self._services, handle.record
+        handle.end(error, answer.status, trio.current_time())
+        if handle.settle is not None:
+            handle.settle(None if record.granted_at is None else record.used_tokens)
+        services.registry.close(handle)
+        if record.status == 401:
+            services.metrics.refused("", record.code)
+        else:
+            services.metrics.finished(record)
+
+
+def prompt_size(parsed: schema.ParsedRequest) -> PromptSize:
+    """Return what is known of a request's prompts before anything is tokenized."""
+    return PromptSize(
+        text_bytes=parsed.prompt_bytes,
+        messages=parsed.messages if parsed.kind.prompt is Prompt.MESSAGES else 0,
+        images=parsed.images,
+        prompts=parsed.prompts,
+    )
+
+
+def waiting(lease: Lease) -> str:
+    """Say in one line what a request waits for."""
+    why = lease.why()
+    if why is None:
+        return "queued"
+    if why.rule in (Rule.MODEL_LOADING, Rule.CONTEXT_RELOAD):
+        return f"loading {why.detail}"
+    eta_s = lease.eta_s()
+    eta = "" if eta_s is None else f" eta={math.ceil(eta_s)}s"
+    return f"queued position={why.position}{eta}"

@@ -1,0 +1,175 @@
+"""From the worker to the client: streamed on as it comes, or gathered into one answer.
+
+The relay reads, forwards and watches; it decides nothing about retries. A worker that falls
+silent is reported and checked; a client that waits in silence is told so by SSE comments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from llmd.api.answer import JSON, Answer, passed_on
+from llmd.api.assemble import Assembler
+from llmd.api.pace import Pace
+from llmd.api.sse import Splitter, Usage, plain_usage
+from llmd.core.record import RequestRecord
+from llmd.errors import BadWorkerResponse, WorkerDied, WorkerStalled
+from llmd.workers.upstream import Upstream, UpstreamResponse
+
+_T = TypeVar("_T")
+_HEADERS = ((b"Content-Type", b"application/json"),)
+
+MAX_PLAIN_BYTES = 1 << 28  # embeddings of a large batch are large; nothing honest is larger
+
+
+class Relay:
+    """One exchange with a worker on behalf of one client.
+
+    Args:
+        upstream: The way to the worker that the lease is for.
+        answer: Where it goes.
+        record: Written as it happens: first byte, events.
+        choices: Answers that the request wants for each prompt.
+        keepalive_s: Silence after which a streaming client gets a comment; inf = never.
+        stall_s: Silence of the worker after which `suspect` is called; inf = never.
+        suspect: Has the worker checked; a hung one is killed, which breaks the connection.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        answer: Answer,
+        record: RequestRecord,
+        *,
+        choices: int,
+        keepalive_s: float,
+        stall_s: float,
+        suspect: Callable[[], None],
+    ) -> None:
+        self._upstream = upstream
+        self._answer = answer
+        self._record = record
+        self._choices = choices
+        self._keepalive_s = keepalive_s
+        self._stall_s = stall_s
+        self._suspect = suspect
+        self._suspected = False
+        self._silent_since = 0.0
+        self._told = 0.0
+
+    async def exchange(self, target: bytes, body: bytes, assembler: Assembler | None) -> Usage:
+        """Send the request, pass the answer on and return what it used.
+
+        Args:
+            target: The worker's path.
+            body: The request.
+            assembler: Gathers the worker's stream into a plain answer; None passes the answer
+                on in the form in which it comes.
+
+        Raises:
+            WorkerDied: The worker went; `record.first_byte_at` says whether the answer had begun.
+            WorkerStalled: It went silent and was found hung.
+            BadWorkerResponse: It answered garbage.
+        """
+        response: UpstreamResponse | None = None
+        self._silent_since = self._told = trio.current_time()
+        try:
+            response = await self._upstream.request(b"POST", target, body, _HEADERS)
+            await self._minded(response.head)
+            if response.status == 200 and is_event_stream(response):
+                if assembler is None:
+                    return await self._stream(response)
+                return await self._gather(response, assembler)
+            return await self._whole(response)
+        except WorkerDied as died:
+            if self._suspected:
+                raise WorkerStalled(
+                    "the worker stopped responding while it served this request and was replaced"
+                ) from died
+            raise
+        finally:
+            if response is not None:
+                response.close()
+
+    async def _minded(self, step: Callable[[], Awaitable[_T]]) -> _T:
+        """Await a step of the worker's answer, minding the silence on both sides."""
+        while True:
+            deadline = min(self._told + self._keepalive_s, self._silent_since + self._stall_s)
+            with trio.CancelScope(deadline=deadline):
+                result = await step()
+                self._silent_since = self._told = trio.current_time()
+                return result
+            now = trio.current_time()
+            if now >= self._silent_since + self._stall_s:
+                self._suspected = True
+                self._silent_since = now
+                self._suspect()
+            if now >= self._told + self._keepalive_s:
+                self._told = now
+                await self._answer.comment(self._record.state.value)
+
+    async def _stream(self, response: UpstreamResponse) -> Usage:
+        """Pass an SSE stream on, whole events at a time."""
+        answer, record = self._answer, self._record
+        splitter, pace = Splitter(self._choices), Pace()
+        while data := await self._minded(response.receive):
+            events = splitter.feed(data)
+            if not events:
+                continue
+            if record.first_byte_at is None and splitter.generating:
+                record.first_byte(self._told)
+            if not answer.started:
+                answer.streaming = True
+                await answer.begin(200, passed_on(response.headers))
+            record.events += splitter.count
+            await answer.more(events)
+            pause_s = pace.after_read(self._told, splitter.count)
+            if pause_s and not response.complete:
+                await trio.sleep(pause_s)
+        if not splitter.finished:
+            raise BadWorkerResponse("the worker's stream ended before its end")
+        await answer.end()
+        return splitter.usage()
+
+    async def _gather(self, response: UpstreamResponse, assembler: Assembler) -> Usage:
+        """Gather an SSE stream into the plain answer that the worker would have sent."""
+        splitter, pace = Splitter(self._choices), Pace()
+        while data := await self._minded(response.receive):
+            events = splitter.feed(data)
+            if self._record.first_byte_at is None and splitter.generating:
+                self._record.first_byte(self._told)
+            self._record.events += splitter.count
+            assembler.feed(events)
+            pause_s = pace.after_read(self._told, splitter.count)
+            if pause_s and not response.complete:
+                await trio.sleep(pause_s)
+        if not splitter.finished:
+            raise BadWorkerResponse("the worker's answer ended before its end")
+        await self._answer.whole(200, [JSON], assembler.result())
+        return splitter.usage()
+
+    async def _whole(self, response: UpstreamResponse) -> Usage:
+        """Pass on an answer that is no stream, errors included, unchanged."""
+        parts: list[bytes] = []
+        size = 0
+        while data := await self._minded(response.receive):
+            size += len(data)
+            if size > MAX_PLAIN_BYTES:
+                raise BadWorkerResponse(f"the worker's answer is longer than {MAX_PLAIN_BYTES}")
+            parts.append(data)
+        body = b"".join(parts)
+        self._record.first_byte(self._told)
+        if not self._answer.started:
+            await self._answer.whole(response.status, passed_on(response.headers), body)
+        else:  # comments have gone: the error can only be an event
+            await self._answer.more(b"data: %b\n\n" % body.replace(b"\n", b" "))
+            await self._answer.end()
+        return plain_usage(body, self._choices)
+
+
+def is_event_stream(response: UpstreamResponse) -> bool:
+    """Tell whether the worker answers with SSE."""
+    return response.header(b"content-type").startswith(b"text/event-stream")

@@ -1,0 +1,415 @@
+"""The composition root: who owns what, the order of starting, and the order of ending.
+
+Ending: not ready any more, nothing admitted, what is queued is turned away, what runs may finish
+until the drain is over, HTTP stops, workers stop side by side. A second signal skips the waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import resource
+import signal
+import ssl
+import sys
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from llmd import __version__
+from llmd.api.app import build_app
+from llmd.api.auth import Authenticator
+from llmd.api.gate import Gate
+from llmd.api.origin import TrustedProxies, listen_allowed
+from llmd.api.schema import SchemaLimits
+from llmd.api.server import HttpServer
+from llmd.api.services import Services
+from llmd.config import Config, Llama, Loaded, SchedulerSettings, Server
+from llmd.config.places import runtime_dir, state_dir
+from llmd.core import policy
+from llmd.core.events import Action, DrainWorker, SwitchRequested, WorkerChanged
+from llmd.core.lifecycle import WorkerState
+from llmd.core.ratelimit import RateLimiter
+from llmd.core.record import CancelCause
+from llmd.core.tokens import TokenEstimator
+from llmd.errors import ConfigError, LlmdError
+from llmd.fleet import Fleet, total_memory_bytes
+from llmd.models.catalog import Catalog
+from llmd.observe import sdnotify
+from llmd.observe.log import log, setup
+from llmd.observe.metrics import Metrics
+from llmd.registry import Registry
+from llmd.scheduler import Scheduler
+from llmd.workers.engine import find_engine
+from llmd.workers.settings import WorkerSettings
+from llmd.workers.supervisor import Supervisor
+
+_log = logging.getLogger("llmd")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Where a started daemon listens.
+
+    Attributes:
+        addresses: (host, port) of each listener.
+        url: The base URL for a client on this box.
+    """
+
+    addresses: tuple[tuple[str, int], ...]
+    url: str
+
+
+async def serve(
+    config: Config, *, task_status: trio.TaskStatus[Bound] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Run the daemon until a signal, and return after the drain.
+
+    Args:
+        config: Validated.
+        task_status: Started with where it listens, once clients are accepted.
+
+    Raises:
+        ConfigError: The engine is missing, no model is usable, the address is taken.
+    """
+    await Daemon(config, runtime_dir(os.environ)).run(task_status=task_status)
+
+
+class Daemon:
+    """Everything that runs in one llmd process.
+
+    Args:
+        config: Validated.
+        runtime: Directory for sockets and worker records; made private to the daemon's user.
+
+    Raises:
+        ConfigError: No engine, no model, or an address that would be open to the network.
+    """
+
+    def __init__(self, config: Config, runtime: Path) -> None:
+        self.config = config
+        authenticator = Authenticator(config)
+        listen_allowed(
+            config.server.host,
+            has_keys=not authenticator.open,
+            allow_open=config.auth.allow_open,
+        )
+        models_dir = Path(config.llama.models_dir) if config.llama.models_dir else None
+        if models_dir is None and not config.models:
+            raise ConfigError(
+                [
+                    "there are no models: give llmd serve --models-dir or --model, set "
+                    "llama.models_dir, add [[models]], or try llmd demo"
+                ]
+            )
+        self.engine = find_engine(config.llama.binary)
+        self.catalog = Catalog.load(config.models, models_dir)
+        sockets = runtime / "workers"
+        self.fleet = Fleet(
+            self.engine,
+            self.catalog,
+            config,
+            sockets,
+            memory_bytes=0 if self.engine.gpu else total_memory_bytes(),
+        )
+        self.metrics = Metrics(
+            version=__version__,
+            is_model=lambda name: self.catalog.resolve(name) is not None,
+            is_key=authenticator.has_key,
+            queue=lambda: self.fleet.queue_sample(self.scheduler.statistics()),
+            workers=lambda: self.fleet.worker_samples(self.supervisor.statistics()),
+        )
+        self.registry = Registry(config.server.request_history)
+        self.supervisor = Supervisor(
+            specs=self.fleet.spec,
+            settings=WorkerSettings.of(config.worker),
+            on_change=self._worker_changed,
+            runtime_dir=sockets,
+            on_reclaimed=lambda _model, seconds: self.metrics.slot_reclaimed(seconds),
+        )
+        self.scheduler = Scheduler(
+            policy.SchedulerState(self.fleet.policy_settings(), self.fleet.model_infos()),
+            workers=self.supervisor,
+            cancel=self._evict_request,
+            on_action=self._acted,
+        )
+        self.services = Services(
+            config=config,
+            catalog=self.catalog,
+            fleet=self.fleet,
+            gate=Gate(
+                authenticator,
+                TrustedProxies(config.server.trusted_proxies),
+                on_failure=lambda: None,
+            ),
+            schema_limits=SchemaLimits.of(config.limits),
+            estimator=TokenEstimator(config.limits.default_max_tokens),
+            limiter=RateLimiter(),
+            registry=self.registry,
+            scheduler=self.scheduler,
+            supervisor=self.supervisor,
+            metrics=self.metrics,
+            preloading=bool(config.worker.preload),
+        )
+        self.http = HttpServer(
+            build_app(self.services),
+            tls=_tls_context(config),
+            max_connections=config.server.max_connections,
+            header_timeout_s=config.server.header_timeout_sec,
+            send_timeout_s=config.server.send_timeout_sec,
+            on_crash=_crashed,
+        )
+        self._open = authenticator.open
+
+    async def run(self, *, task_status: trio.TaskStatus[Bound] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until SIGTERM, SIGINT or SIGHUP; see `serve`."""
+        bound = self._bind()
+        notify = sdnotify.Notifier.from_env(os.environ, os.getpid())
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async with trio.open_nursery() as owners:
+                await owners.start(self.supervisor.run)
+                await owners.start(self.scheduler.run)
+                await owners.start(self.http.serve)
+                owners.start_soon(self._preload)
+                owners.start_soon(_watchdog, notify)
+                self._announce(bound)
+                notify.ready()
+                task_status.started(bound)
+                await anext(signals)
+                notify.stopping()
+                await self._end(signals)
+                owners.cancel_scope.cancel()
+        log(_log, "stopped")
+
+    # --- starting ---------------------------------------------------------------------------
+
+    def _bind(self) -> Bound:
+        server = self.config.server
+        try:
+            addresses = self.http.bind(server.host, server.port)
+        except OSError as error:
+            self.http.close()
+            raise ConfigError(
+                [
+                    f"server.host, server.port: cannot listen on {server.host}:{server.port}: "
+                    f"{error.strerror or error}; choose another port (0 = any free one) or stop "
+                    "what uses it"
+                ]
+            ) from error
+        host, port = addresses[0]
+        local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+        shown = f"[{local}]" if ":" in local else local
+        scheme = "https" if server.tls_cert else "http"
+        return Bound(tuple(addresses), f"{scheme}://{shown}:{port}")
+
+    def _announce(self, bound: Bound) -> None:
+        if self._open:
+            log(
+                _log,
+                "open mode: no API key is configured, so every caller on this box is an admin",
+                logging.WARNING,
+            )
+        for warning in (*self.engine.warnings, *self.catalog.faults, *self.catalog.warnings):
+            log(_log, warning, logging.WARNING)
+        log(
+            _log,
+            "listening",
+            url=bound.url,
+            engine=self.engine.kind.value,
+            llama_server=self.engine.version,
+            models=len(self.catalog.models),
+        )
+
+    async def _preload(self) -> None:
+        """Load what `worker.preload` names, one after another, as far as it fits."""
+        try:
+            for name in self._preload_names():
+                self.scheduler.switch(SwitchRequested(name, add=True))
+                try:
+                    await self.supervisor.ensure_ready(name, reason="preload")
+                except LlmdError as error:
+                    log(_log, "preload failed", logging.ERROR, model=name, reason=error.message)
+        finally:
+            self.services.preloading = False
+
+    def _preload_names(self) -> list[str]:
+        wanted: Iterable[str] = self.config.worker.preload
+        if "*" in wanted:
+            wanted = [model.name for model in self.catalog.models]
+        names = []
+        for name in wanted:
+            model = self.catalog.resolve(name)
+            if model is None:
+                log(_log, "worker.preload names no model", logging.ERROR, model=name)
+            elif model.name not in names:
+                names.append(model.name)
+        return names[: self.config.worker.max_loaded or len(names)]
+
+    # --- running ----------------------------------------------------------------------------
+
+    def _worker_changed(self, change: WorkerChanged) -> None:
+        worker = self.supervisor.worker(change.model)
+        if worker is not None:
+            self.fleet.count(worker.statistics(), self.metrics)
+        level = logging.WARNING if change.state in _TROUBLE else logging.INFO
+        log(
+            _log,
+            f"worker {change.state.value}",
+            level,
+            model=change.model,
+            **({"reason": change.reason} if change.reason else {}),
+            **({"load_s": round(change.load_s, 3)} if change.load_s else {}),
+        )
+        if change.load_s:
+            self.metrics.worker_ready(change.model, change.load_s)
+        self.scheduler.worker_changed(change)
+
+    def _acted(self, action: Action) -> None:
+        if isinstance(action, DrainWorker):
+            self.metrics.evicted(action.model, action.rule.value)
+
+    def _evict_request(self, request_id: str) -> None:
+        handle = self.registry.live(request_id)
+        if handle is not None:
+            handle.cancel(CancelCause.EVICTED)
+
+    # --- ending -----------------------------------------------------------------------------
+
+    async def _end(self, signals: AsyncIterator[int]) -> None:
+        """Drain and stop; a further signal skips what is left of the waiting."""
+        log(_log, "draining", running=len(self.registry))
+        self.services.draining = True
+        self.scheduler.admit(is_open=False, reject_queued=True)
+        drain_s = self.config.server.drain_timeout_sec or math.inf
+        with trio.CancelScope(deadline=trio.current_time() + drain_s) as patience:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_skip_waiting, signals, patience)
+                await self.http.drain()
+                nursery.cancel_scope.cancel()
+        for handle in self.registry.handles():
+            handle.cancel(CancelCause.SHUTDOWN)
+        with trio.move_on_after(_LAST_WORDS_S):
+            await self.http.drain()
+        hurried = patience.cancelled_caught and trio.current_time() < patience.deadline
+        stop_s = 0.0 if hurried else self.config.worker.stop_timeout_sec or math.inf
+        async with trio.open_nursery() as nursery:
+            deadline = trio.CancelScope(deadline=trio.current_time() + stop_s)
+            nursery.start_soon(_skip_waiting, signals, deadline)
+            with deadline:
+                await self.supervisor.stop_all()
+            if deadline.cancelled_caught:
+                await self.supervisor.stop_all(-math.inf)
+            nursery.cancel_scope.cancel()
+
+
+async def _skip_waiting(signals: AsyncIterator[int], patience: trio.CancelScope) -> None:
+    await anext(signals)
+    log(_log, "another signal: not waiting any longer", logging.WARNING)
+    patience.cancel()
+
+
+async def _watchdog(notify: sdnotify.Notifier) -> None:
+    while notify.watchdog_s:
+        notify.watchdog()
+        await trio.sleep(notify.watchdog_s / 2)
+
+
+def _crashed(error: BaseException) -> None:
+    log(_log, "a request crashed; this is a fault in llmd", logging.ERROR)
+    _log.error("traceback", exc_info=error)
+
+
+def _tls_context(config: Config) -> ssl.SSLContext | None:
+    if not config.server.tls_cert:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(config.server.tls_cert, config.server.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            [f"server.tls_cert, server.tls_key: cannot be loaded: {error}"]
+        ) from error
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+# --- programs ------------------------------------------------------------------------------
+
+
+def run_serve(loaded: Loaded) -> int:
+    """Run `llmd serve` and return its exit status.
+
+    Raises:
+        ConfigError: What is configured cannot be served.
+    """
+    setup(loaded.config.log.level, loaded.config.log.format)
+    for warning in loaded.warnings:
+        log(_log, warning, logging.WARNING)
+    _raise_descriptor_limit()
+    trio.run(serve, loaded.config, strict_exception_groups=True)
+    return 0
+
+
+def run_demo(*, host: str, port: int) -> int:
+    """Run `llmd demo`: two tiny models, written here, and what to try with them."""
+    from llmd.models.demo import write_demo_models
+
+    directory = state_dir(os.environ) / "demo"
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_demo_models(directory)
+    config = Config(
+        server=Server(host=host, port=port),
+        llama=Llama(models_dir=str(directory)),
+        scheduler=SchedulerSettings(default_model="demo-small"),
+    )
+    setup(config.log.level, config.log.format)
+    _raise_descriptor_limit()
+    trio.run(_demo, config, strict_exception_groups=True)
+    return 0
+
+
+async def _demo(config: Config) -> None:
+    async with trio.open_nursery() as nursery:
+        bound: Bound = await nursery.start(partial(serve, config))
+        sys.stdout.write(_DEMO.format(url=bound.url))
+        sys.stdout.flush()
+
+
+def _raise_descriptor_limit() -> None:
+    """Take as many descriptors as are allowed: each client costs one, or two while it is served."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+_DEMO = """
+llmd serves two tiny models with random weights at {url}: their answers mean nothing.
+Try, in another terminal:
+
+  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{{"model":"demo-small","messages":[{{"role":"user","content":"Hello"}}],"max_tokens":40}}'
+
+or, with `pip install openai`:
+
+  from openai import OpenAI
+
+  client = OpenAI(base_url="{url}/v1", api_key="none-needed")
+  for chunk in client.chat.completions.create(
+      model="demo-large",
+      messages=[{{"role": "user", "content": "Hello"}}],
+      max_tokens=40,
+      stream=True,
+  ):
+      print(chunk.choices[0].delta.content or "", end="", flush=True)
+
+Asking for the other model switches to it. What goes on: {url}/requests, {url}/v1/models,
+{url}/queue/metrics, {url}/metrics. Ctrl+C ends the demo.
+
+"""
+_LAST_WORDS_S = 2.0  # for the errors that requests cut by the shutdown still get
+_TROUBLE = frozenset({WorkerState.BACKOFF, WorkerState.FAILED})

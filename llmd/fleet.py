@@ -1,0 +1,218 @@
+"""What the catalog, the engine and the config say together about each model's worker.
+
+How it is started, with how much context, what it needs in memory, and how the workers' counters
+become metrics. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from llmd.config import Config
+from llmd.core.lifecycle import WorkerState
+from llmd.core.policy import PolicyStatistics
+from llmd.core.settings import ModelInfo, PolicySettings
+from llmd.errors import ModelNotFound, StartFailed
+from llmd.models.catalog import Catalog, CatalogModel
+from llmd.models.memory import (
+    AUTO_CONTEXT_TOKENS,
+    MIN_CONTEXT_TOKENS,
+    auto_context,
+    estimate_bytes,
+    trained_context,
+)
+from llmd.observe.metrics import Metrics, QueueSample, WorkerSample
+from llmd.workers.command import WorkerSpec, build_spec, slot_count
+from llmd.workers.engine import Engine
+from llmd.workers.worker import WorkerStatistics
+
+ASSUMED_READ_BYTES_PER_S = 1 << 30  # of a load that nobody has measured yet
+
+
+class Fleet:
+    """Every model's worker, before and beside its process.
+
+    Args:
+        engine: Which llama-server.
+        catalog: The models.
+        config: All settings.
+        socket_dir: Where workers listen.
+        memory_bytes: What models may hold together; 0 = unknown.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        catalog: Catalog,
+        config: Config,
+        socket_dir: Path,
+        *,
+        memory_bytes: int,
+    ) -> None:
+        self._engine = engine
+        self._catalog = catalog
+        self._config = config
+        self._socket_dir = socket_dir
+        self._memory_bytes = memory_bytes
+        self._known_contexts: dict[str, tuple[int, int]] = {}
+        self._numbers = {model.name: index for index, model in enumerate(catalog.models)}
+        self._counted: dict[str, tuple[Counter[str], Counter[str]]] = {}
+
+    # --- context and memory -----------------------------------------------------------------
+
+    def largest_context(self, model: CatalogModel) -> int:
+        """Return the most tokens that one request could ever have; 0 = unknown."""
+        return self._contexts(model)[1]
+
+    def planned_context(self, model: CatalogModel) -> int:
+        """Return what a load gives one request, unless a request needs more."""
+        return self._contexts(model)[0]
+
+    def memory(self, model: CatalogModel, context_tokens: int) -> int:
+        """Estimate the bytes that a worker with this context for each slot will hold."""
+        if model.header is None:
+            return model.size_bytes
+        slots = slot_count(model.config)
+        return estimate_bytes(
+            model.header, context_tokens * slots, slots=slots, **self._memory_options(model)
+        ).total_bytes
+
+    def _contexts(self, model: CatalogModel) -> tuple[int, int]:
+        known = self._known_contexts.get(model.name)
+        if known is None:
+            known = self._known_contexts[model.name] = self._decide_contexts(model)
+        return known
+
+    def _decide_contexts(self, model: CatalogModel) -> tuple[int, int]:
+        own = model.config.context_size
+        if own != "auto":
+            return own, own
+        if model.header is None:
+            return AUTO_CONTEXT_TOKENS, 0
+        trained = trained_context(model.header)
+        fits = trained
+        if self._memory_bytes:
+            fits = auto_context(
+                model.header,
+                self._memory_bytes,
+                slot_count(model.config),
+                most_tokens=trained,
+                **self._memory_options(model),
+            )
+        # what does not fit at all is started with the least, and says so itself
+        fits = fits or min(trained, MIN_CONTEXT_TOKENS)
+        return min(fits, AUTO_CONTEXT_TOKENS), fits
+
+    def _memory_options(self, model: CatalogModel) -> dict[str, Any]:
+        own = model.config
+        return {
+            "cache_type_k": own.cache_type_k,
+            "cache_type_v": own.cache_type_v,
+            "flash_attention": own.flash_attention != "off",
+            "extra_weights_bytes": model.extra_weights_bytes,
+        }
+
+    # --- for the supervisor and the policy --------------------------------------------------
+
+    def spec(self, name: str, context_tokens: int) -> WorkerSpec:
+        """Return how to start the worker of `name` with at least so much context.
+
+        Raises:
+            LlmdError: It cannot be started: the file is bad, the engine cannot do what it needs.
+        """
+        model = self._catalog.resolve(name)
+        if model is None:
+            raise ModelNotFound(f"the model {name!r} does not exist")
+        if model.fault:
+            raise StartFailed(model.fault, permanent=True)
+        planned, largest = self._contexts(model)
+        wanted = max(planned, context_tokens)
+        return build_spec(
+            self._engine,
+            model,
+            self._config,
+            socket_path=self._socket_dir / f"{self._numbers[model.name]}.sock",
+            context_tokens=min(wanted, largest) if largest else wanted,
+        )
+
+    def policy_settings(self) -> PolicySettings:
+        """Return what decisions follow."""
+        queue, scheduler, worker = self._config.queue, self._config.scheduler, self._config.worker
+        return PolicySettings(
+            max_size=queue.max_size,
+            max_size_per_model=queue.max_size_per_model,
+            max_tokens=queue.max_tokens,
+            admin_quota=queue.admin_quota,
+            max_share=queue.max_share,
+            aging_sec=scheduler.aging_sec,
+            max_delay_sec=scheduler.max_delay_sec,
+            max_drain_sec=scheduler.max_drain_sec,
+            min_residency_sec=scheduler.min_residency_sec,
+            auto_switch=scheduler.auto_switch,
+            max_loaded=worker.max_loaded,
+            memory_bytes=self._memory_bytes,
+        )
+
+    def model_infos(self) -> list[ModelInfo]:
+        """Return what the policy knows of each model beforehand."""
+        infos = []
+        for model in self._catalog.models:
+            planned, largest = self._contexts(model)
+            own = model.config
+            idle_s = own.idle_timeout_sec
+            infos.append(
+                ModelInfo(
+                    name=model.name,
+                    memory_bytes=self.memory(model, planned),
+                    load_s=model.size_bytes / ASSUMED_READ_BYTES_PER_S,
+                    pinned=own.pinned,
+                    context_max=largest,
+                    idle_timeout_s=self._config.worker.idle_timeout_sec if idle_s < 0 else idle_s,
+                )
+            )
+        return infos
+
+    # --- for the metrics --------------------------------------------------------------------
+
+    def count(self, worker: WorkerStatistics, metrics: Metrics) -> None:
+        """Add what a worker's counters have gained since the last call."""
+        starts, exits = self._counted.get(worker.model, (Counter(), Counter()))
+        now = Counter(worker.starts), Counter(worker.exits)
+        for reason in (now[0] - starts).elements():
+            metrics.worker_started(worker.model, reason)
+        for cause in (now[1] - exits).elements():
+            metrics.worker_exited(worker.model, cause)
+        self._counted[worker.model] = now
+
+    @staticmethod
+    def queue_sample(policy: PolicyStatistics) -> QueueSample:
+        """Return the queue's gauges."""
+        return QueueSample(
+            depth={
+                (model.model, priority): count
+                for model in policy.models
+                for priority, count in model.queued.items()
+            },
+            tokens=policy.queued_tokens,
+            running={model.model: model.running for model in policy.models},
+        )
+
+    def worker_samples(self, workers: Iterable[WorkerStatistics]) -> list[WorkerSample]:
+        """Return every model's worker, those that never started too."""
+        known = {worker.model: worker for worker in workers}
+        samples = []
+        for model in self._catalog.models:
+            worker = known.get(model.name)
+            state = worker.state if worker else WorkerState.OFF
+            held = {"cpu": worker.memory_bytes} if worker and worker.memory_bytes else {}
+            samples.append(WorkerSample(model.name, state, held))
+        return samples
+
+
+def total_memory_bytes() -> int:
+    """Return this box's memory; what GPUs have is not known here."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,333 @@
+"""The shell around the policy: events in, leases out.
+
+Every event is decided and carried out synchronously in the task that brought it, so a decision
+and its effects are one step for everybody else. The scheduler's own task only lets time pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol
+
+import trio
+
+from llmd import errors
+from llmd.core import policy
+from llmd.core.events import (
+    Action,
+    Admission,
+    CancelLease,
+    Cancelled,
+    DrainWorker,
+    Event,
+    Grant,
+    LeaseReleased,
+    Queued,
+    Refusal,
+    Reject,
+    ResumeWorker,
+    Rule,
+    StartWorker,
+    StopWorker,
+    Submitted,
+    SwitchRequested,
+    Tick,
+    UnloadRequested,
+    Why,
+    WorkerChanged,
+)
+from llmd.core.lifecycle import WorkerState
+
+_REFUSALS: dict[Refusal, type[errors.LlmdError]] = {
+    Refusal.QUEUE_FULL: errors.QueueFull,
+    Refusal.TOO_LARGE: errors.QueueFull,
+    Refusal.MODEL_FAILED: errors.ModelFailed,
+    Refusal.MODEL_NOT_LOADED: errors.ModelNotLoaded,
+    Refusal.INSUFFICIENT_MEMORY: errors.InsufficientMemory,
+    Refusal.SHUTTING_DOWN: errors.ShuttingDown,
+}
+
+
+class Workers(Protocol):
+    """What the scheduler asks of the supervisor; no call blocks."""
+
+    def start(self, model: str, *, context_tokens: int, reason: str) -> None:
+        """Load `model`; `context_tokens` > 0 asks for at least that context per request."""
+
+    def drain(self, model: str) -> None:
+        """Mark the worker as draining."""
+
+    def stop(self, model: str, *, reason: str) -> None:
+        """End the worker."""
+
+
+class Lease:
+    """One request's place: waiting, then holding slots, then given back.
+
+    A context manager: leaving it, in whatever way, leaves the queue or frees the slots, at once
+    and without yielding. `used_tokens` is what the holder really used, for the fair shares;
+    left at None, the estimate stands if the lease was granted.
+    """
+
+    __slots__ = ("_scheduler", "_woken", "error", "grant", "item", "used_tokens")
+
+    def __init__(self, scheduler: Scheduler, item: Queued) -> None:
+        self._scheduler = scheduler
+        self._woken: trio.Event | None = None
+        self.item = item
+        self.grant: Grant | None = None
+        self.error: errors.LlmdError | None = None
+        self.used_tokens: int | None = None
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._scheduler._give_back(self)
+
+    def _wake(self) -> None:
+        if self._woken is not None:
+            self._woken.set()
+
+    async def wait(self, timeout_s: float = math.inf) -> bool:
+        """Wait for the grant, at most `timeout_s` seconds; True once it is granted.
+
+        Raises:
+            LlmdError: The policy turned the request away: queue full, model failed, ...
+        """
+        if self.grant is None and self.error is None:
+            self._woken = trio.Event()
+            with trio.move_on_after(timeout_s):
+                await self._woken.wait()
+        if self.error is not None:
+            raise self.error
+        return self.grant is not None
+
+    def why(self) -> Why | None:
+        """Return what this request waits for now, None when it does not wait."""
+        return self._scheduler.explain(self.item.id)
+
+    def eta_s(self) -> float | None:
+        """Return when the grant is expected, in seconds from now, if that can be told."""
+        return self._scheduler.eta_s(self.item.id)
+
+
+class Scheduler:
+    """Leases for requests, and the workers that they need.
+
+    Args:
+        state: The policy's state, owned by the scheduler from now on.
+        workers: The supervisor.
+        cancel: Called with a request's id when its lease outlived a drain.
+        clock: The monotonic clock of all times in the policy.
+        on_action: Told of each action carried out, for metrics and the log; must not raise.
+    """
+
+    def __init__(
+        self,
+        state: policy.SchedulerState,
+        *,
+        workers: Workers,
+        cancel: Callable[[str], None],
+        clock: Callable[[], float] = trio.current_time,
+        on_action: Callable[[Action], None] = lambda _action: None,
+    ) -> None:
+        self.state = state
+        self._workers = workers
+        self._cancel = cancel
+        self._clock = clock
+        self._on_action = on_action
+        self._leases: dict[str, Lease] = {}
+        self._granted: dict[str, int] = {}  # slots in use per model
+        self._deadline = math.inf
+        self._rearmed = trio.Event()
+        self._quiet = trio.Event()
+        self._quiet.set()
+        self._events: deque[Event] = deque()
+        self._context_tokens: dict[str, int] = {}
+        self.active_model = ""  # last switched to, else last loaded
+        self._deciding = False
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Let time pass for the policy, until cancelled."""
+        task_status.started()
+        while True:
+            self._rearmed = trio.Event()
+            self._deadline = policy.next_deadline(self.state, self._clock())
+            with trio.CancelScope(deadline=self._deadline) as scope:
+                await self._rearmed.wait()
+            if scope.cancelled_caught:
+                self.post(Tick())
+
+    # --- requests ---------------------------------------------------------------------------
+
+    def lease(self, item: Queued, *, again: bool = False) -> Lease:
+        """Ask for a lease; see `Lease` for how it is waited for and given back.
+
+        Args:
+            item: The request.
+            again: True for a retry, which no bound of the queue refuses.
+
+        Raises:
+            LlmdError: It was turned away at once.
+        """
+        lease = Lease(self, item)
+        self._leases[item.id] = lease
+        self.post(Submitted(item, again))
+        if lease.error is not None:
+            raise lease.error
+        return lease
+
+    def _give_back(self, lease: Lease) -> None:
+        item = lease.item
+        if self._leases.get(item.id) is not lease:
+            return
+        del self._leases[item.id]
+        if lease.grant is None:
+            self.post(Cancelled(item.id))
+            return
+        model = lease.grant.model
+        self._granted[model] -= lease.grant.slots
+        used = item.tokens if lease.used_tokens is None else lease.used_tokens
+        self.post(LeaseReleased(item.id, used))
+        if not any(self._granted.values()):
+            self._quiet.set()
+
+    def busy_slots(self, model: str) -> int:
+        """Return how many slots of `model` are leased."""
+        return self._granted.get(model, 0)
+
+    def context_tokens(self, model: str) -> int:
+        """Return the context of one slot that `model` was last loaded with; 0 = never loaded."""
+        return self._context_tokens.get(model, 0)
+
+    async def quiet(self) -> None:
+        """Wait until no lease is held."""
+        await self._quiet.wait()
+
+    # --- everything that happens ------------------------------------------------------------
+
+    def post(self, event: Event) -> list[Action]:
+        """Decide on `event` and carry the decision out; never blocks.
+
+        What carrying it out brings about (a worker's move, a cancel) is decided after it, never
+        in the middle; such a nested call returns [].
+        """
+        self._events.append(event)
+        if self._deciding:
+            return []
+        self._deciding = True
+        now = self._clock()
+        done: list[Action] = []
+        try:
+            while self._events:
+                actions = policy.decide(self.state, self._events.popleft(), now)
+                for action in actions:
+                    self._carry_out(action)
+                    self._on_action(action)
+                done += actions
+        finally:
+            self._deciding = False
+        if policy.next_deadline(self.state, now) < self._deadline:
+            self._deadline = -math.inf  # until the task has looked again
+            self._rearmed.set()
+        return done
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case Grant():
+                lease = self._leases[action.id]
+                lease.grant = action
+                self._granted[action.model] = self._granted.get(action.model, 0) + action.slots
+                if self._quiet.is_set():
+                    self._quiet = trio.Event()
+                lease._wake()
+            case Reject():
+                lease = self._leases.pop(action.id)
+                lease.error = refusal(action)
+                lease._wake()
+            case StartWorker():
+                self._workers.start(
+                    action.model,
+                    context_tokens=action.context_tokens,
+                    reason=action.rule.value,
+                )
+            case DrainWorker():
+                self._workers.drain(action.model)
+            case ResumeWorker():
+                self._workers.start(action.model, context_tokens=0, reason=Rule.DEMAND.value)
+            case StopWorker():
+                self._workers.stop(action.model, reason=action.rule.value)
+            case CancelLease():
+                self._cancel(action.id)
+
+    def worker_changed(self, change: WorkerChanged) -> None:
+        """Tell the policy of a worker's move; what the supervisor calls."""
+        if change.state is WorkerState.READY:
+            self.active_model = change.model
+            self._context_tokens[change.model] = change.context_tokens
+        self.post(change)
+
+    # --- operators --------------------------------------------------------------------------
+
+    def plan(self, request: SwitchRequested) -> policy.Plan:
+        """Return what `switch` would do now; changes nothing."""
+        return policy.plan_switch(self.state, request, self._clock())
+
+    def switch(self, request: SwitchRequested) -> list[Action]:
+        """Load a model for an operator."""
+        self.active_model = request.model
+        return self.post(request)
+
+    def unload(self, request: UnloadRequested) -> list[Action]:
+        """Take a model out of memory for an operator."""
+        return self.post(request)
+
+    def admit(self, *, is_open: bool, reject_queued: bool = False) -> None:
+        """Open or close admission; closing can turn away what is queued."""
+        self.post(Admission(is_open, reject_queued))
+
+    def stop_all(self) -> None:
+        """Turn away what is queued and unload everything once nothing runs there."""
+        was_open = self.state.admission_open
+        self.post(Admission(open=False, reject_queued=True))
+        for model in policy.statistics(self.state, self._clock()).loaded:
+            self.post(UnloadRequested(model))
+        if was_open:
+            self.post(Admission(open=True))
+
+    # --- looking ----------------------------------------------------------------------------
+
+    def explain(self, request_id: str) -> Why | None:
+        """Return what a waiting request waits for now."""
+        return policy.explain(self.state, request_id, self._clock())
+
+    def story(self, request_id: str) -> tuple[Why, ...]:
+        """Return what a request has waited for so far, step by step."""
+        return policy.story(self.state, request_id)
+
+    def eta_s(self, request_id: str) -> float | None:
+        """Return the expected seconds until a waiting request's grant."""
+        return policy.eta_s(self.state, request_id, self._clock())
+
+    def statistics(self) -> policy.PolicyStatistics:
+        """Return depths, tokens and leases, frozen."""
+        return policy.statistics(self.state, self._clock())
+
+
+def refusal(action: Reject) -> errors.LlmdError:
+    """Turn the policy's refusal into the error that the edges render."""
+    never = action.refusal in (Refusal.TOO_LARGE, Refusal.MODEL_FAILED)
+    return _REFUSALS[action.refusal](
+        action.message,
+        retry_after_s=action.retry_after_s,
+        should_retry=False if never else None,
+    )
