@@ -113,7 +113,7 @@ class Fleet:
             "cache_type_k": own.cache_type_k,
             "cache_type_v": own.cache_type_v,
             "flash_attention": own.flash_attention != "off",
-            "extra_weights_bytes": model.extra_weights_bytes,
+            "extra_weights_bytes": model.extra_bytes,
         }
 
     # --- for the supervisor and the policy --------------------------------------------------
