@@ -248,6 +248,16 @@ class DrainWorker:
 
 
 @dataclass(frozen=True, slots=True)
+class ResumeWorker:
+    """`model` need not go after all: its worker, draining, serves again (`ready` is announced).
+
+    Whoever ignores it costs a reload and nothing else: the drain then runs to its end.
+    """
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class StopWorker:
     """Nothing runs on `model` any more: end its worker."""
 
@@ -263,4 +273,6 @@ class CancelLease:
     rule: Rule
 
 
-Action: TypeAlias = Grant | Reject | StartWorker | DrainWorker | StopWorker | CancelLease
+Action: TypeAlias = (
+    Grant | Reject | StartWorker | DrainWorker | ResumeWorker | StopWorker | CancelLease
+)

@@ -1,0 +1,332 @@
+"""Which models are in memory, as demand has it: who comes, who goes for it, and when.
+
+In each decision, `review` lets go of what nobody needs any more, `place` decides who comes and
+goes, and `advance` carries on what was decided: drained models stop, wanted ones start when there
+is room. An operator's switch (`switching.py`) enters the same records.
+"""
+
+from __future__ import annotations
+
+import math
+
+from llmd.core.demand import Demand, demand_due, demands, idle, may_go, resident
+from llmd.core.events import (
+    Action,
+    CancelLease,
+    DrainWorker,
+    Refusal,
+    Reject,
+    ResumeWorker,
+    Rule,
+    StartWorker,
+    StopWorker,
+)
+from llmd.core.lifecycle import WorkerState
+from llmd.core.placement import choose_evictions, shortfall
+from llmd.core.policy_state import NO_RANK, Leaving, Model, SchedulerState, Want
+
+_DRAINABLE = (WorkerState.READY, WorkerState.DRAINING)
+
+
+# --- deciding ------------------------------------------------------------------------------
+
+
+def place(state: SchedulerState, now: float, actions: list[Action]) -> None:
+    """Decide who comes and who goes for what waits."""
+    for model in state.present.values():
+        model.barrier = NO_RANK
+    for demand in demands(state, now):
+        if demand.reload:
+            if demand.model.serving:  # and has not just been made to go for another
+                _place_reload(state, demand, now, actions)
+        else:
+            _place(state, demand, now, actions)
+
+
+def _place_reload(state: SchedulerState, demand: Demand, now: float, actions: list[Action]) -> None:
+    model = demand.model
+    may, rule = may_go(state, model, demand, now)
+    if may:
+        _want(state, demand, (model,), rule, now, actions)
+    else:
+        _hold(state, model, Rule.CONTEXT_RELOAD, (model.name,))
+
+
+def _place(state: SchedulerState, demand: Demand, now: float, actions: list[Action]) -> None:
+    model = demand.model
+    staying = list(state.staying())
+    places, size = _missing(state, staying, model)
+    if not places and not size:
+        _want(state, demand, (), Rule.DEMAND, now, actions)
+        return
+    movable = [m for m in staying if not m.info.pinned and m.name not in state.wants]
+    fixed = [m for m in staying if m.info.pinned]
+    if any(_missing(state, fixed, model)):
+        _reject_for_memory(state, model, fixed, actions)
+        return
+    verdicts = [(m, *may_go(state, m, demand, now)) for m in movable]
+    rules = {m.name: rule for m, may, rule in verdicts if may}
+    chosen = choose_evictions([resident(m, now) for m, may, _ in verdicts if may], places, size)
+    if chosen is not None:
+        victims = tuple(state.models[name] for name in chosen)
+        rule = next((rules[n] for n in chosen if rules[n] is not Rule.DEMAND), Rule.DEMAND)
+        _want(state, demand, victims, rule, now, actions)
+        return
+    young = tuple(m.name for m, may, rule in verdicts if not may and rule is Rule.MIN_RESIDENCY)
+    if young:
+        _hold(state, model, Rule.MIN_RESIDENCY, young)
+    else:
+        _hold(state, model, Rule.MODEL_NOT_LOADED, tuple(m.name for m in staying))
+
+
+def _missing(state: SchedulerState, held: list[Model], newcomer: Model) -> tuple[int, int]:
+    """Return the places and bytes that must be freed among `held` before `newcomer` fits."""
+    others = (m.memory_bytes for m in held if m is not newcomer)
+    return shortfall(state.room, others, newcomer.memory_bytes)
+
+
+def _hold(state: SchedulerState, model: Model, rule: Rule, blockers: tuple[str, ...]) -> None:
+    if model.hold != (rule, blockers):
+        model.hold = (rule, blockers)
+        state.touch(model)
+
+
+def _want(
+    state: SchedulerState,
+    demand: Demand,
+    victims: tuple[Model, ...],
+    rule: Rule,
+    now: float,
+    actions: list[Action],
+) -> None:
+    model = demand.model
+    model.hold = None
+    state.wants[model.name] = Want(
+        rule, now, demand.head.item.id, tuple(victim.name for victim in victims)
+    )
+    state.touch(model)
+    drain_s = state.settings.max_drain_sec
+    cancel_at = now + drain_s if drain_s > 0 else math.inf
+    for victim in victims:
+        send_away(state, victim, Leaving(rule, now, model.name, cancel_at), actions)
+
+
+def send_away(state: SchedulerState, model: Model, leaving: Leaving, actions: list[Action]) -> None:
+    """Decide that `model` goes; its line is held back from now on."""
+    model.leaving = leaving
+    model.held_from = leaving.since
+    model.hold = None
+    state.generation += 1
+    state.touch(model)
+    if model.leases and model.state is WorkerState.READY:
+        leaving.drain_sent = True
+        actions.append(DrainWorker(model.name, leaving.rule, leaving.for_model))
+    else:
+        leaving.drain_sent = model.state is WorkerState.DRAINING
+
+
+def reject_line(
+    state: SchedulerState,
+    model: Model,
+    refusal: Refusal,
+    message: str,
+    retry_after_s: float,
+    actions: list[Action],
+) -> None:
+    """Turn away all that waits for `model`."""
+    for waiting in sorted(model.line, key=lambda w: w.seq):
+        state.queue.remove(waiting)
+        actions.append(Reject(waiting.item.id, refusal, message, retry_after_s))
+
+
+def _reject_for_memory(
+    state: SchedulerState, model: Model, fixed: list[Model], actions: list[Action]
+) -> None:
+    room = state.room
+    if fixed:
+        names = ", ".join(m.name for m in fixed)
+        message = (
+            f"{model.name} does not fit beside {names}, which are pinned; an operator can switch "
+            "to it, or unload them"
+        )
+    else:
+        message = (
+            f"{model.name} needs about {model.memory_bytes >> 20} MiB and models may hold "
+            f"{room.memory_bytes >> 20} MiB in all; it needs a smaller context or quantisation"
+        )
+    retry_after_s = max((m.load_s for m in fixed), default=model.load_s) + model.load_s
+    reject_line(state, model, Refusal.INSUFFICIENT_MEMORY, message, retry_after_s, actions)
+
+
+# --- second thoughts -----------------------------------------------------------------------
+
+
+def review(state: SchedulerState, now: float, actions: list[Action]) -> None:
+    """Take back what is decided, not begun, and needed no longer or in a better way."""
+    for name, want in list(state.wants.items()):
+        if want.rule is Rule.OPERATOR:
+            continue
+        model = state.models[name]
+        reload = name in want.displaced
+        needed = model.line.oversized if reload else model.line.count
+        if not needed or _outranked(state, model, want, now) or _quicker(state, model, want, now):
+            drop_want(state, name, actions)
+
+
+def leaving_for(state: SchedulerState, name: str) -> list[Model]:
+    """Return what demand makes go for `name` and could still be kept."""
+    return [
+        model
+        for model in state.present.values()
+        if model.leaving is not None
+        and model.leaving.for_model == name
+        and model.leaving.rule is not Rule.OPERATOR
+        and not model.leaving.stop_sent
+    ]
+
+
+def _outranked(state: SchedulerState, model: Model, want: Want, now: float) -> bool:
+    """Return whether someone of a higher class has come to a model that drains for `model`."""
+    aging_sec = state.settings.aging_sec
+    if model.name in want.displaced:
+        rank = model.line.best_rank(now, aging_sec, oversized=True)
+        return bool(model.leases) and model.line.best_rank(now, aging_sec, oversized=False) < rank
+    rank = model.line.best_rank(now, aging_sec)
+    return any(
+        victim.leases and victim.line.best_rank(now, aging_sec) < rank
+        for victim in leaving_for(state, model.name)
+    )
+
+
+def _quicker(state: SchedulerState, model: Model, want: Want, now: float) -> bool:
+    """Return whether others have become idle, so that nothing need drain for `model`."""
+    draining = [victim for victim in leaving_for(state, model.name) if victim.leases]
+    if not draining or model.name in want.displaced:
+        return False
+    s = state.settings
+    unused = [
+        resident(m, now)
+        for m in state.present.values()
+        if m.leaving is None
+        and not m.info.pinned
+        and m.state is WorkerState.READY
+        and idle(m)
+        and now >= m.resident_until(s.min_residency_sec)
+    ]
+    if not unused:
+        return False
+    held = [m for m in state.staying() if m is not model] + draining
+    return choose_evictions(unused, *_missing(state, held, model)) is not None
+
+
+def drop_want(state: SchedulerState, name: str, actions: list[Action]) -> None:
+    """Give up starting `name`; what drains only for it serves again where that still fits."""
+    del state.wants[name]
+    state.touch(state.models[name])
+    for victim in leaving_for(state, name):
+        staying = list(state.staying())
+        if not victim.leases or any(_missing(state, staying, victim)):
+            continue
+        resume(state, victim, actions)
+
+
+def resume(state: SchedulerState, model: Model, actions: list[Action]) -> None:
+    """Let a draining model serve again."""
+    leaving = model.leaving
+    assert leaving is not None
+    model.leaving = None
+    state.generation += 1
+    state.touch(model)
+    if leaving.drain_sent:
+        actions.append(ResumeWorker(model.name))
+
+
+# --- carrying on ---------------------------------------------------------------------------
+
+
+def advance(state: SchedulerState, now: float, actions: list[Action]) -> None:
+    """Stop what has drained, cancel what drains too long, start what has room."""
+    for model in list(state.present.values()):
+        _stop_unused(state, model, now, actions)
+        if model.leaving is not None:
+            _advance_leaving(model, model.leaving, now, actions)
+    for name in list(state.wants):
+        _start_wanted(state, name, now, actions)
+
+
+def _stop_unused(state: SchedulerState, model: Model, now: float, actions: list[Action]) -> None:
+    if model.leaving is not None or model.leases:
+        return
+    if model.state is WorkerState.DRAINING:
+        # drained by others than the policy, or its resumption was not heard: it ends all the same
+        send_away(state, model, Leaving(Rule.DEMAND, now), actions)
+    elif model.state is WorkerState.READY and now >= idle_until(model):
+        send_away(state, model, Leaving(Rule.IDLE_TIMEOUT, now), actions)
+
+
+def idle_until(model: Model) -> float:
+    """Return when a model without work is unloaded for that; inf = never, or it has work."""
+    timeout_s = model.info.idle_timeout_s
+    if timeout_s <= 0 or model.info.pinned or model.leases or model.line.count:
+        return math.inf
+    return model.last_used + timeout_s
+
+
+def _advance_leaving(model: Model, leaving: Leaving, now: float, actions: list[Action]) -> None:
+    if leaving.stop_sent or model.state is WorkerState.STOPPING:
+        return
+    if not model.leases or model.state not in _DRAINABLE:
+        leaving.stop_sent = True
+        actions.append(StopWorker(model.name, leaving.rule))
+    elif now >= leaving.cancel_at:
+        for lease in model.leases.values():
+            if not lease.cancelled:
+                lease.cancelled = True
+                actions.append(CancelLease(lease.item.id, leaving.rule))
+
+
+def _start_wanted(state: SchedulerState, name: str, now: float, actions: list[Action]) -> None:
+    model = state.models[name]
+    if not model.absent or any(_missing(state, list(state.present.values()), model)):
+        return
+    want = state.wants.pop(name)
+    model.starting = True
+    model.started_at = now
+    model.started_by = want.rule
+    model.displaced = want.displaced
+    model.asked_context = _context_for(model)
+    model.hold = None
+    state.present[name] = model
+    state.generation += 1
+    state.touch(model)
+    actions.append(StartWorker(name, want.rule, want.for_request, model.asked_context))
+
+
+def _context_for(model: Model) -> int:
+    """Return the largest context that a waiting request needs and a load can give."""
+    limit = model.info.context_max
+    if model.context_got:
+        limit = min(limit, model.context_got)
+    needs = (waiting.item.context_tokens for waiting in model.line)
+    return max((need for need in needs if need <= limit), default=0)
+
+
+# --- time ----------------------------------------------------------------------------------
+
+
+def next_due(state: SchedulerState) -> float:
+    """Return when, after the last settling, time alone changes something here; inf = never."""
+    after = state.settled_at
+    due = math.inf
+    for model in state.present.values():
+        if model.leaving is None:
+            at = idle_until(model) if model.state is WorkerState.READY else math.inf
+        elif model.leases and not model.leaving.stop_sent:
+            at = model.leaving.cancel_at
+        else:
+            continue
+        if after < at < due:
+            due = at
+    if state.queue.lines and state.admission_open:
+        due = min(due, demand_due(state, after))
+    return due
