@@ -167,15 +167,24 @@ def write_demo_models(directory: Path, *, embed: bool = False) -> list[Path]:
     Raises:
         OSError: The directory cannot be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     shapes = [SMALL, LARGE, EMBED] if embed else [SMALL, LARGE]
-    paths = []
-    for shape in shapes:
-        path = directory / f"{shape.name}.gguf"
-        if not _is_current(path):
-            _write_whole(path, shape)
-        paths.append(path)
-    return paths
+    return [write_model(directory, shape) for shape in shapes]
+
+
+def write_model(directory: Path, shape: Shape) -> Path:
+    """Write one model of any size, as `write_demo_models` does, unless it is there already.
+
+    Returns:
+        The path: the shape's name and `.gguf`.
+
+    Raises:
+        OSError: The directory cannot be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{shape.name}.gguf"
+    if not _is_current(path):
+        _write_whole(path, shape)
+    return path
 
 
 def _is_current(path: Path) -> bool:
