@@ -154,7 +154,7 @@ class _Naming:
             if stems[draft.stem] == 1:
                 candidates.insert(0, draft.stem)
             else:
-                draft.file_aliases.append(whole)
+                draft.file_aliases[0] = whole
             free = [name for name in candidates if not self._taken(name)]
             if not free:
                 self.warnings.append(f"{draft.path}: another model has its name; ignored")
@@ -204,7 +204,7 @@ def _model(name: str, draft: Draft, aliases: Iterable[str], *, explicit: bool) -
         fault=draft.fault,
         capabilities=_capabilities(config, draft.header, projector),
         size_bytes=sum(map(_size_bytes, draft.shards)),
-        extra_weights_bytes=sum(_size_bytes(Path(file)) for file in extra if file),
+        extra_bytes=sum(_size_bytes(Path(file)) for file in extra if file),
         explicit=explicit,
     )
 

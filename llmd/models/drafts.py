@@ -69,7 +69,7 @@ class Draft:
         header: Its header.
         fault: Why it cannot be loaded.
         projector: Its projector.
-        file_aliases: Names of its file; given up when another model has the same.
+        file_aliases: Names of its file, its own first; given up when another model has the same.
     """
 
     config: ModelConfig
@@ -129,7 +129,11 @@ def _projector(path: Path, headers: Headers) -> Projector | GgufError:
     header = headers.of(path)
     if isinstance(header, GgufError):
         return header
-    return Projector(path, header) if header.kind is FileKind.PROJECTOR else GgufError("is none")
+    return (
+        Projector(path, header)
+        if header.kind is FileKind.PROJECTOR
+        else GgufError("is no projector")
+    )
 
 
 def _names_in(folder: Path) -> frozenset[str]:

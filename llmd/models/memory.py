@@ -171,8 +171,8 @@ def auto_context(
 
 
 def _layers(header: GgufHeader) -> list[tuple[int, bool]]:
-    windowed = header.windowed_layers or (False,) * len(header.head_count_kv)
-    return list(zip(header.head_count_kv, windowed, strict=False))
+    # a model that states no heads has no cache that could be computed
+    return list(zip(header.head_count_kv, header.windowed_layers, strict=False))
 
 
 def _layer_bytes(header: GgufHeader, kv_heads: int, type_k: str, type_v: str) -> float:

@@ -39,7 +39,7 @@ class CatalogModel:
         fault: Why it cannot be loaded; "" when nothing is known against it.
         capabilities: What can be asked of it; of a repository's what is likely.
         size_bytes: Of its files; 0 when unknown.
-        extra_weights_bytes: Of its projector, draft model and adapters.
+        extra_bytes: Of its projector, draft model and adapters.
         explicit: Whether it has a `[[models]]` entry.
     """
 
@@ -54,5 +54,5 @@ class CatalogModel:
     fault: str = ""
     capabilities: frozenset[Capability] = frozenset()
     size_bytes: int = 0
-    extra_weights_bytes: int = 0
+    extra_bytes: int = 0
     explicit: bool = False
