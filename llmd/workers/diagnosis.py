@@ -139,7 +139,7 @@ _PASSING = frozenset({11, 12, 23, 24, 26, 28})  # EAGAIN ENOMEM ENFILE EMFILE ET
 
 def last_words(lines: Sequence[str]) -> tuple[str, ...]:
     """Return the few last lines that say most: errors if there are any."""
-    kept = [line for line in lines if not _NOISE.search(line)]
+    kept = [line for line in lines if not _NOISE.search(line)] or lines
     errors = [line for line in kept if _ERROR.search(line)]
     return tuple(_STAMP.sub("", line) for line in (errors or kept)[-_QUOTED_LINES:])
 
