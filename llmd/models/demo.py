@@ -182,22 +182,24 @@ def write_model(directory: Path, shape: Shape) -> Path:
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{shape.name}.gguf"
-    if not _is_current(path):
+    if not _is_current(path, shape):
         _write_whole(path, shape)
     return path
 
 
-def _is_current(path: Path) -> bool:
+def _is_current(path: Path, shape: Shape) -> bool:
     try:
         read_header(path)  # finds a file that was cut off
         with path.open("rb") as file:
-            return _stamp().encode() in file.read(1024)
+            return _stamp(shape).encode() in file.read(1024)
     except (GgufError, OSError):
         return False
 
 
-def _stamp() -> str:
-    return f"llmd demo {DEMO_VERSION}"
+def _stamp(shape: Shape) -> str:
+    sizes = (shape.context_tokens, shape.width, shape.layers, shape.feed_forward)
+    heads = (shape.heads, shape.kv_heads)
+    return f"llmd demo {DEMO_VERSION}: {'x'.join(map(str, (*sizes, *heads)))}."
 
 
 def _write_whole(path: Path, shape: Shape) -> None:
@@ -253,7 +255,7 @@ def _write(path: Path, shape: Shape) -> None:
 
     tokens = _vocabulary()
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_description(_stamp())
+    writer.add_description(_stamp(shape))
     writer.add_name(shape.name)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_context_length(shape.context_tokens)
