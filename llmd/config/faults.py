@@ -40,17 +40,20 @@ class Faults:
                 return self._origins[path[:end]]
         return None
 
+    def where(self, path: KeyPath) -> str:
+        """Return the place that set `path`: `FILE:LINE`, a variable, or the command line; or ""."""
+        origin = self.origin(path)
+        if origin is not None:
+            return origin
+        line = self._lines.line(path)
+        return f"{self._file}:{line}" if line else ""
+
     def add(self, path: KeyPath, message: str) -> None:
         """Add a fault of the value at `path`."""
         self._bad.add(path)
-        line = self._lines.line(path)
-        origin = self.origin(path)
-        if origin is not None:
-            self._faults.append((1, 0, f"{origin}: {dotted(path)}: {message}"))
-        elif line:
-            self._faults.append((0, line, f"{self._file}:{line}: {dotted(path)}: {message}"))
-        else:
-            self._faults.append((0, 0, f"{dotted(path)}: {message}"))
+        text = ": ".join(filter(None, (self.where(path), dotted(path), message)))
+        from_file = self.origin(path) is None
+        self._faults.append((0, self._lines.line(path), text) if from_file else (1, 0, text))
 
     def add_bare(self, message: str) -> None:
         """Add a fault that belongs to no key, such as an unknown variable."""

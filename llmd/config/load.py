@@ -6,8 +6,8 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from llmd.config.checks import check
 from llmd.config.faults import Faults, nearest
 from llmd.config.locate import KeyPath, Lines, locate
 from llmd.config.places import find_config, home_dir
-from llmd.config.schema import ARRAYS, Config, Group, ModelConfig, defaults, tables
+from llmd.config.schema import ARRAYS, Config, Group, defaults, tables
 from llmd.config.values import FAULTY, convert, free_value, from_text
 
 if sys.version_info >= (3, 11):
@@ -39,7 +39,6 @@ _PATHS = frozenset(
         "models.lora",
     }
 )
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$", re.ASCII)
 _TOML_PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 _NO_OVERRIDES: Mapping[str, Any] = MappingProxyType({})
 _GroupT = TypeVar("_GroupT", bound=Group)
@@ -52,11 +51,14 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
         config: The settings, sound.
         path: The file they came from, or None.
         warnings: What works but should be seen to, a line each, for the log.
+        where: Tells what set a key, such as ("models", 0, "path"): `FILE:LINE`, a variable, the
+            command line; "" for a default.
     """
 
     config: Config
     path: Path | None
     warnings: tuple[str, ...] = ()
+    where: Callable[[KeyPath], str] = lambda _path: ""
 
 
 def load(
@@ -90,7 +92,10 @@ def load(
     check(config, faults)
     faults.raise_all()
     return Loaded(
-        config=_without_plain_keys(config), path=source.file, warnings=_warnings(config, source)
+        config=_without_plain_keys(config),
+        path=source.file,
+        warnings=_warnings(config, source),
+        where=faults.where,
     )
 
 
@@ -220,7 +225,7 @@ class _Builder:
         for index, entry in enumerate(held):
             path: KeyPath = (name, index)
             if isinstance(entry, dict):
-                entries.append(_named(self._table(ARRAYS[name], entry, path)))
+                entries.append(self._table(ARRAYS[name], entry, path))
             else:
                 self._faults.add(path, f"must be a table; write [[{name}]]")
         return tuple(entries)
@@ -271,13 +276,6 @@ def _nearest_key(key: str, group: type[Group] | None = None) -> str:
     }
     found = nearest(key, [*own, *others])
     return others.get(found, found)
-
-
-def _named(entry: Group) -> Group:
-    if not isinstance(entry, ModelConfig) or entry.name:
-        return entry
-    stem = PurePosixPath(entry.path).name.removesuffix(".gguf")
-    return msgspec.structs.replace(entry, name=_SHARD.sub("", stem) or entry.hf)
 
 
 def _without_plain_keys(config: Config) -> Config:

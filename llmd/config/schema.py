@@ -209,8 +209,8 @@ class ApiKey(Group, frozen=True, kw_only=True):
 class ModelConfig(Group, frozen=True, kw_only=True):
     """One `[[models]]`: a model and how its llama-server is started.
 
-    `load` fills in an absent `name` and makes paths absolute, so `name` is never empty in what
-    it returns, and exactly one of `path` and `hf` is set.
+    `load` makes paths absolute and sees to it that exactly one of `path` and `hf` is set. An
+    absent `name` is left to the catalog.
     """
 
     name: str = ""

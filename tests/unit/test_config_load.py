@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmd.config import ApiKey, Config, ModelConfig, Server, load, runtime_dir, state_dir
@@ -130,9 +130,19 @@ def test_models_of_flags_come_besides_the_files(write):
     file = write("[[models]]\npath = 'a.gguf'\n")
     overrides = {"models": [{"path": "b.gguf"}, {"hf": "org/Repo-GGUF:Q8_0"}]}
     config = load(file, env={}, overrides=overrides).config
-    assert [model.name for model in config.models] == ["a", "b", "org/Repo-GGUF:Q8_0"]
+    assert config.models[2].hf == "org/Repo-GGUF:Q8_0"
     assert config.models[0].path == str(file.parent / "a.gguf")
     assert config.models[1].path == str(Path.cwd() / "b.gguf")
+
+
+def test_a_sound_config_still_knows_its_lines(write):
+    file = write("[server]\nport = 1\n[[models]]\npath = 'a'\n")
+    where = load(file, env={"LLMD_LOG_LEVEL": "info"}, overrides={"server.host": "::1"}).where
+    assert where(("models", 0, "path")) == f"{file}:4"
+    assert where(("models", 0, "draft")) == f"{file}:3"
+    assert where(("log", "level")) == "LLMD_LOG_LEVEL"
+    assert where(("server", "host")) == "command line"
+    assert where(("queue", "max_size")) == ""
 
 
 def test_relative_paths_start_at_the_file_and_tilde_at_home(write, tmp_path):
@@ -144,7 +154,6 @@ def test_relative_paths_start_at_the_file_and_tilde_at_home(write, tmp_path):
     assert config.llama.models_dir == str(tmp_path / "m")
     assert config.llama.binary == "llama-server"
     assert config.models[0].path == "/home/me/x-00001-of-00002.gguf"
-    assert config.models[0].name == "x"
     assert config.models[0].lora == (str(tmp_path / "a"), "/b")
 
 
@@ -289,7 +298,7 @@ def test_faults_of_keys(faults, entry, fault):
         ("path = 'm'\nenv = { A = 1 }", "3: models[0].env: must be a table, each value a string"),
         ("path = 'm'\ngeneration.model = 'x'", "3: models[0].generation.model: is the request's"),
         (
-            "path = 'm.gguf'\naliases = ['x']\n[[models]]\npath = 'o.gguf'\naliases = ['y', 'm']",
+            "path = 'm'\nname = 'x'\n[[models]]\npath = 'o'\naliases = ['y', 'x']",
             "6: models[1].aliases[1]: the same name as models[0].name",
         ),
     ],
@@ -356,7 +365,7 @@ VALUES = [
 ]  # fmt: skip
 lines = st.one_of(
     st.lists(st.sampled_from(WORDS), min_size=1, max_size=3).map(".".join).map("[{}]".format),
-    st.sampled_from(["[[models]]", "[[api_keys]]", "[generation." + "a." * 2000 + "a]"]),
+    st.sampled_from(["[[models]]", "[[api_keys]]", "[generation." + "a." * 200 + "a]"]),
     st.tuples(
         st.sampled_from([*WORDS, *defaults(Server), *defaults(ApiKey), *defaults(ModelConfig)]),
         st.sampled_from(VALUES),
@@ -364,6 +373,7 @@ lines = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(lines, max_size=8).map("\n".join))
 def test_whatever_a_file_says_it_is_settings_or_faults(text):
     with TemporaryDirectory() as folder:

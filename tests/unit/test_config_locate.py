@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmd.config.locate import locate
@@ -139,6 +139,7 @@ def _paths(value, at=()):
             yield (*at, key)
 
 
+@settings(deadline=None)
 @given(documents)
 def test_whatever_tomllib_reads_is_found(text):
     try:
@@ -151,6 +152,7 @@ def test_whatever_tomllib_reads_is_found(text):
         assert path in lines, (path, text)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_no_text_is_too_strange(text):
     locate(text)

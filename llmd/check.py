@@ -1,0 +1,244 @@
+"""`llmd check`: what a config resolves to, and everything that is wrong with it.
+
+It looks at what `load` does not: the engine, the models' files, the certificate, names that
+should be those of models. It starts no worker.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import ssl
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TextIO, TypeVar
+
+from llmd.api.origin import listen_allowed
+from llmd.config import Config, Loaded, load, runtime_dir, state_dir
+from llmd.config.faults import dotted
+from llmd.config.locate import KeyPath
+from llmd.errors import ConfigError, LlmdError
+from llmd.fleet import Fleet, total_memory_bytes
+from llmd.models.catalog import Catalog
+from llmd.models.model import CatalogModel
+from llmd.workers.command import slot_count
+from llmd.workers.engine import Engine, find_engine
+
+_T = TypeVar("_T")
+FindEngine = Callable[[str], Engine]
+_KEY = re.compile(r"([a-z_]+)\.([a-z_]+)(?=[:,.\[])")
+
+
+def report(
+    path: Path | None,
+    *,
+    env: Mapping[str, str],
+    out: TextIO,
+    err: TextIO,
+    find: FindEngine = find_engine,
+    memory_bytes: int | None = None,
+) -> int:
+    """Check a config, write what it resolves to on `out` and what is wrong on `err`.
+
+    Args:
+        path: The config; None searches for it.
+        env: The environment.
+        out: For the summary.
+        err: For warnings and faults, one a line.
+        find: Finds the engine.
+        memory_bytes: What this box has; default: asked.
+
+    Returns:
+        0 for a config without faults, else 1.
+    """
+    try:
+        loaded = load(path, env=env)
+    except ConfigError as error:
+        return _conclude(error.faults, err)
+    box = total_memory_bytes() if memory_bytes is None else memory_bytes
+    check = _Check(loaded, env, box)
+    lines = check.run(find)
+    _write(out, lines)
+    _write(err, (f"llmd: warning: {warning}" for warning in check.warnings))
+    return _conclude(check.faults, err)
+
+
+def _conclude(faults: Iterable[str], err: TextIO) -> int:
+    told = list(dict.fromkeys(faults))
+    _write(err, (f"llmd: {fault}" for fault in told))
+    return 1 if told else 0
+
+
+def _write(stream: TextIO, lines: Iterable[str]) -> None:
+    """Write lines without what could steer a terminal: names of files are anybody's."""
+    for line in lines:
+        stream.write("".join(c if c.isprintable() else "\ufffd" for c in line) + "\n")
+
+
+class _Check:
+    """One check of one config; `faults` and `warnings` are what it found."""
+
+    def __init__(self, loaded: Loaded, env: Mapping[str, str], memory_bytes: int) -> None:
+        self.faults: list[str] = []
+        self.warnings: list[str] = list(loaded.warnings)
+        self._loaded = loaded
+        self._config = loaded.config
+        self._env = env
+        self._memory_bytes = memory_bytes
+        self._explicit: list[CatalogModel] = []
+
+    def run(self, find: FindEngine) -> list[str]:
+        """Return the summary, a line each."""
+        config = self._config
+        self._try(lambda: _tls(config))
+        keys = bool(config.api_keys)
+        allow_open = config.auth.allow_open
+        self._try(lambda: listen_allowed(config.server.host, has_keys=keys, allow_open=allow_open))
+        engine = self._try(lambda: find(config.llama.binary))
+        models_dir = Path(config.llama.models_dir) if config.llama.models_dir else None
+        catalog = Catalog.load(config.models, models_dir)
+        self._explicit = [model for model in catalog.models if model.explicit]
+        self.faults += map(self._placed, catalog.faults)
+        self.warnings += catalog.warnings
+        if models_dir is None and not config.models:
+            self.faults.append("there are no models: set llama.models_dir or add [[models]]")
+        elif not catalog.models and not catalog.faults:
+            self.warnings.append(f"there is no model in {models_dir}")
+        self._names(catalog)
+        return [
+            *self._settings(),
+            *self._engine(engine),
+            *self._models(engine, catalog),
+        ]
+
+    # --- parts ------------------------------------------------------------------------------
+
+    def _settings(self) -> list[str]:
+        config = self._config
+        host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
+        admins = sum(key.role == "admin" for key in config.api_keys)
+        keys = f"{len(config.api_keys)} ({admins} admin)"
+        scheme = "https" if config.server.tls_cert else "http"
+        return [
+            f"config   {self._loaded.path or 'none, all defaults'}",
+            f"listens  {scheme}://{host}:{config.server.port}",
+            f"keys     {keys if config.api_keys else 'none: every caller is an admin'}",
+            f"state    {state_dir(self._env)}",
+            f"runtime  {runtime_dir(self._env)}",
+        ]
+
+    def _engine(self, engine: Engine | None) -> list[str]:
+        if engine is None:
+            return []
+        self.warnings += engine.warnings
+        gpu = {True: ", with GPU", False: ", CPU only", None: ""}[engine.gpu]
+        return [f"engine   {engine.kind.value}, {engine.version}{gpu}: {' '.join(engine.argv)}"]
+
+    def _models(self, engine: Engine | None, catalog: Catalog) -> list[str]:
+        lines = [f"memory   {_gib(self._memory_bytes)}", f"models   {len(catalog.models)}"]
+        if engine is None:
+            return [*lines, *(f"  {model.name}" for model in catalog.models)]
+        # a GPU's memory is not known here, and the box's own says nothing then
+        memory_bytes = 0 if engine.gpu else self._memory_bytes
+        sockets = runtime_dir(self._env) / "workers"
+        fleet = Fleet(engine, catalog, self._config, sockets, memory_bytes=memory_bytes)
+        width = max((len(model.name) for model in catalog.models), default=0)
+        for model in catalog.models:
+            fault = f"cannot be loaded: {model.fault}"
+            told = fault if model.fault else self._model(fleet, model, memory_bytes)
+            lines.append(f"  {model.name:{width}}  {told}")
+        return lines
+
+    def _model(self, fleet: Fleet, model: CatalogModel, memory_bytes: int) -> str:
+        context_tokens = fleet.planned_context(model)
+        self._try(lambda: fleet.spec(model.name, context_tokens))
+        if model.header is None:
+            return f"{model.hf}, fetched when it is first loaded; its needs are unknown"
+        needs = fleet.memory(model, context_tokens)
+        fit = "on the GPU" if not memory_bytes else "fits"
+        if memory_bytes and needs > memory_bytes:
+            fit = "DOES NOT FIT"
+            self.warnings.append(
+                f"{model.name} needs about {_gib(needs)} and this box has {_gib(memory_bytes)}: "
+                "choose a smaller quantisation, context_size, parallel or cache_type_k and _v"
+            )
+        return (
+            f"{_gib(model.size_bytes)} {model.header.quantisation}, {context_tokens} tokens for "
+            f"each of {slot_count(model.config)} requests, needs {_gib(needs)}: {fit}"
+        )
+
+    def _names(self, catalog: Catalog) -> None:
+        """Check every name in the config that should be a model's."""
+        config = self._config
+        named: list[tuple[KeyPath, str]] = [
+            (("scheduler", "default_model"), config.scheduler.default_model)
+        ]
+        for index, name in enumerate(config.worker.preload):
+            named.append((("worker", "preload", index), "" if name == "*" else name))
+        for number, key in enumerate(config.api_keys):
+            for index, name in enumerate(key.models):
+                named.append((("api_keys", number, "models", index), name))
+        known = {name for model in catalog.models for name in (model.name, *model.aliases)}
+        for path, name in named:
+            if name and name not in known:
+                near = difflib.get_close_matches(name, [model.name for model in catalog.models], 1)
+                guess = f'; did you mean "{near[0]}"?' if near else ""
+                place = self._loaded.where(path)
+                told = f'"{name}" is no model{guess}'
+                self.faults.append(": ".join(filter(None, (place, dotted(path), told))))
+
+    # --- helpers ----------------------------------------------------------------------------
+
+    def _try(self, step: Callable[[], _T]) -> _T | None:
+        """Run a step; what it refuses becomes faults, and None."""
+        try:
+            return step()
+        except ConfigError as error:
+            self.faults += map(self._placed, error.faults)
+        except LlmdError as error:
+            self.faults.append(error.message)
+        return None
+
+    def _placed(self, fault: str) -> str:
+        """Return a fault of another room with the line before it, where it names a key."""
+        if fault.startswith("models."):
+            place = self._place_of_model(fault)
+        else:
+            key = _KEY.match(fault)
+            place = self._loaded.where((key[1], key[2])) if key else ""
+        return f"{place}: {fault}" if place else fault
+
+    def _place_of_model(self, fault: str) -> str:
+        """Return where the entry is that a fault such as `models.NAME.key: ...` is about."""
+        names = {model.config.path or model.hf: model.name for model in self._explicit}
+        places = [
+            self._loaded.where(("models", index))
+            for index, entry in enumerate(self._config.models)
+            if re.match(
+                rf"models\.{re.escape(entry.name or names.get(entry.path or entry.hf, ''))}[:.]",
+                fault,
+            )
+        ]
+        return places[-1] if places else ""  # of two with one name, the later is the surplus one
+
+
+def _tls(config: Config) -> None:
+    """Load the certificate as the daemon will.
+
+    Raises:
+        ConfigError: It cannot be loaded.
+    """
+    if config.server.tls_cert:
+        try:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(config.server.tls_cert, config.server.tls_key)
+        except OSError as error:
+            raise ConfigError(
+                [f"server.tls_cert, server.tls_key: cannot be loaded: {error}"]
+            ) from error
+
+
+def _gib(size_bytes: int) -> str:
+    if size_bytes < 1 << 30:
+        return f"{size_bytes / (1 << 20):.1f} MiB"
+    return f"{size_bytes / (1 << 30):.1f} GiB"
