@@ -31,13 +31,24 @@ class Handle:
             really used, or None when the request cost nothing.
     """
 
-    __slots__ = ("cause", "record", "scope", "settle")
+    __slots__ = ("_closed", "cause", "record", "scope", "settle")
 
     def __init__(self, record: RequestRecord, scope: trio.CancelScope) -> None:
         self.record = record
         self.scope = scope
         self.cause: CancelCause | None = None
         self.settle: Callable[[int | None], None] | None = None
+        self._closed: trio.Event | None = None  # made by the first who waits: few are waited for
+
+    async def closed(self) -> None:
+        """Wait until the request has ended and the registry only remembers it."""
+        if not self.record.ended:
+            self._closed = self._closed or trio.Event()
+            await self._closed.wait()
+
+    def _close(self) -> None:
+        if self._closed is not None:
+            self._closed.set()
 
     def cancel(self, cause: CancelCause) -> None:
         """End the request; returns at once, the request's own task cleans up."""
@@ -118,6 +129,14 @@ class Registry:
         self._live: dict[str, Handle] = {}
         self._ended: dict[str, RequestRecord] = {}
 
+    def fresh_id(self, wanted_id: bytes) -> str:
+        """Return the client's own `X-Request-Id` if it is well formed and free, else a new id."""
+        request_id = wanted_id.decode("latin-1")
+        taken = request_id in self._live or request_id in self._ended
+        if taken or not _CLIENT_ID.fullmatch(wanted_id):
+            return f"r-{secrets.token_hex(8)}"
+        return request_id
+
     def open(self, *, wanted_id: bytes, path: str, client: str) -> Handle:
         """Begin a request.
 
@@ -126,10 +145,7 @@ class Registry:
             path: The request's path.
             client: The client's address.
         """
-        request_id = wanted_id.decode("latin-1")
-        taken = request_id in self._live or request_id in self._ended
-        if taken or not _CLIENT_ID.fullmatch(wanted_id):
-            request_id = f"r-{secrets.token_hex(8)}"
+        request_id = self.fresh_id(wanted_id)
         now = trio.current_time()
         record = RequestRecord(
             id=request_id, path=path, client=client, created=self._wall_clock(), received=now
@@ -147,6 +163,7 @@ class Registry:
             if len(self._ended) >= self._history:
                 del self._ended[next(iter(self._ended))]
             self._ended[record.id] = record
+        handle._close()
 
     def live(self, request_id: str) -> Handle | None:
         """Return a request that is on its way."""

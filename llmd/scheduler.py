@@ -155,6 +155,7 @@ class Scheduler:
         self._context_tokens: dict[str, int] = {}
         self.active_model = ""  # last switched to, else last loaded
         self._deciding = False
+        self._moved = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Let time pass for the policy, until cancelled."""
@@ -275,6 +276,12 @@ class Scheduler:
             self.active_model = change.model
             self._context_tokens[change.model] = change.context_tokens
         self.post(change)
+        self._moved.set()
+        self._moved = trio.Event()
+
+    async def moved(self) -> None:
+        """Wait until some worker moves; what it changed has been decided on by then."""
+        await self._moved.wait()
 
     # --- operators --------------------------------------------------------------------------
 

@@ -1,0 +1,79 @@
+"""The ASGI application: inference by its lean way, everything else through Quart.
+
+    build_app(services) -> async (scope, receive, send)
+
+Health checks are answered here too: they come every second, and before Quart is loaded.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import cast
+
+import trio
+
+from llmd.api.cors import Cors
+from llmd.api.gate import header
+from llmd.api.inference import Inference
+from llmd.api.routes import health
+from llmd.api.schema import KINDS
+from llmd.api.server import App, Json, Receive, Send
+from llmd.api.services import Services
+
+
+def build_app(services: Services) -> App:
+    """Return the application of one daemon; it owns nothing but its parts."""
+    app = Api(services)
+    origins = services.config.server.cors_origins
+    if not origins:
+        return app
+    return Cors(app, origins, fresh_id=services.registry.fresh_id)
+
+
+class Api:
+    """All endpoints. Made by `build_app`."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._inference = Inference(services)
+        self._web: App | None = None
+        self._loading = trio.Lock()
+
+    async def __call__(self, scope: Json, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await send({"type": "websocket.close"})
+            return
+        path, method = scope["path"], scope["method"]
+        if method == "POST" and path in KINDS:
+            await self._inference(scope, receive, send)
+        elif path in health.PATHS and method in ("GET", "HEAD"):
+            await self._health(scope, send)
+        else:
+            web = self._web or await self._load()
+            await web(scope, receive, send)
+
+    async def _health(self, scope: Json, send: Send) -> None:
+        reply = health.reply(self._services, scope["path"])
+        request_id = self._services.registry.fresh_id(header(scope, b"x-request-id"))
+        headers = [
+            *reply.headers,
+            (b"content-length", b"%d" % len(reply.body)),
+            (b"x-request-id", request_id.encode()),
+        ]
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": reply.body})
+
+    async def _load(self) -> App:
+        """Return the Quart application, made on first use: its import would delay the start."""
+        async with self._loading:
+            if self._web is None:
+                self._web = await trio.to_thread.run_sync(partial(_build_web, self._services))
+            return self._web
+
+
+def _build_web(services: Services) -> App:
+    from llmd.api.routes import all_routes
+    from llmd.api.web import build_web
+
+    return cast("App", build_web(services, all_routes(services.config)))

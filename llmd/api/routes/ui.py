@@ -1,0 +1,131 @@
+"""The web page at `/`: llama-server's own chat, or a page of ours while that cannot be had.
+
+The page and its files are open to all: they hold no secret, and a browser has no way to send a key
+with them. What the page does with a model it does through the API, with the key that the person
+enters in it.
+"""
+
+from __future__ import annotations
+
+from html import escape
+
+from llmd import __version__, errors
+from llmd.api.answer import Header, passed_on
+from llmd.api.gate import header
+from llmd.api.routes.models import state_of
+from llmd.api.routes.upstream import WorkerAnswer, ask, reply_of
+from llmd.api.routing import Access, Call, Reply, Route
+from llmd.config import Config
+from llmd.core.lifecycle import WorkerState
+
+ASSET = (
+    r"(?:_app/(?:[A-Za-z0-9_-]+/)*)?"
+    r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.(?:css|html|ico|js|json|map|png|svg|txt|webmanifest|woff2?)"
+)
+"""Names of files, which no endpoint of a llama-server's API has: only those are passed on."""
+
+_DEADLINE_S = 10.0
+_MAX_BYTES = 32 << 20
+_NO_GZIP = 415  # a worker's page is compressed, and some clients cannot read that
+
+_HEADERS: tuple[Header, ...] = (
+    (b"content-type", b"text/html; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),
+    (b"x-content-type-options", b"nosniff"),
+)
+
+
+async def _index(call: Call) -> Reply:
+    answer = await _from_worker(call, b"/")
+    if answer is None or answer.status not in (200, 304):
+        return Reply(200, _page(call).encode(), _HEADERS)
+    return reply_of(answer, passed_on(answer.headers))
+
+
+async def _asset(call: Call, name: str) -> Reply:
+    answer = await _from_worker(call, b"/" + name.encode())
+    if answer is None or answer.status not in (200, 304, _NO_GZIP):
+        raise errors.NotFound(f"there is no /{name[:200]}")
+    return reply_of(answer, passed_on(answer.headers))
+
+
+async def _from_worker(call: Call, path: bytes) -> WorkerAnswer | None:
+    """Ask the default model's worker for a file; None if it cannot be asked now."""
+    model = call.services.default_model()
+    worker = call.services.serving(model.name) if model else None
+    if worker is None:
+        return None
+    headers = []
+    if b"gzip" in header(call.scope, b"accept-encoding"):
+        headers.append((b"Accept-Encoding", b"gzip"))
+    if known := header(call.scope, b"if-none-match"):
+        headers.append((b"If-None-Match", known))
+    try:
+        return await ask(
+            worker,
+            b"GET",
+            path,
+            deadline_s=_DEADLINE_S,
+            headers=headers,
+            limit_bytes=_MAX_BYTES,
+        )
+    except errors.LlmdError:
+        return None  # the page must come up above all when something is wrong
+
+
+def _page(call: Call) -> str:
+    """Say what this is and what there is, without naming models to people without a key."""
+    services = call.services
+    default = services.default_model()
+    if services.gate.open:
+        rows = "".join(
+            f"<li><code>{escape(model.name)}</code> {state_of(services, model).value}</li>"
+            for model in services.catalog.models
+        )
+        models = f"<ul>{rows}</ul>" if rows else "<p>There is no model yet.</p>"
+        loaded = default is not None and state_of(services, default) is WorkerState.READY
+        if default is not None and not loaded:
+            models += (
+                f"<p>A chat page appears here while <code>{escape(default.name)}</code>, the "
+                "default model, is loaded.</p>"
+            )
+    else:
+        models = "<p>Models are listed at <code>/v1/models</code>, which needs an API key.</p>"
+    docs = (
+        '<p>What can be asked: <a href="/docs">/docs</a></p>' if services.config.server.docs else ""
+    )
+    return _PAGE.format(version=escape(__version__), models=models, docs=docs)
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>llmd</title>
+<style>
+:root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }}
+body {{ max-width: 40rem; margin: 4rem auto; padding: 0 1rem; }}
+</style>
+</head>
+<body>
+<h1>llmd {version}</h1>
+<p>This box serves language models with llama.cpp. Point any OpenAI client at
+<code>/v1</code> of this address.</p>
+{models}
+{docs}
+</body>
+</html>
+"""
+
+
+def routes(config: Config) -> list[Route]:
+    """Return this module's part of the table."""
+    if not config.server.worker_ui:
+        return []
+    about = "llama-server's chat page, while the default model is loaded."
+    return [
+        Route("GET", "/", Access.OPEN, _index, about, "Pages"),
+        Route("GET", "/<asset:name>", Access.OPEN, _asset, "The files of that page.", "Pages"),
+    ]
