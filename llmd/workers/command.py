@@ -10,13 +10,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from llmd.config.schema import Config, ModelConfig
 from llmd.errors import ConfigError
+from llmd.models.model import CatalogModel
 
 if TYPE_CHECKING:
-    from llmd.models.gguf import GgufHeader
     from llmd.workers.engine import Engine
 
 AUTO_SLOTS = 4
@@ -27,6 +27,9 @@ MAX_SOCKET_PATH_BYTES = 107
 
 _ALL_LAYERS = "999"  # understood by every version; "all" is not
 _MAX_EMBEDDING_BATCH = 8192
+# llama-server acts on a cancel between batches, and the other slots' tokens wait for the batch in
+# hand; on a CPU its default of 2048 is half a minute of a 7B model, and no faster
+_CPU_BATCH = 256
 
 # What would take a worker away from llmd, or make it another one than it is taken for.
 _RESERVED: Mapping[str, str] = {
@@ -49,23 +52,6 @@ _RESERVED: Mapping[str, str] = {
 # and those of service managers. Keys of llmd are nobody else's business.
 _SCRUBBED_PREFIXES = ("LLAMA_ARG_", "LLAMA_SERVER_", "AIP_", "LISTEN_", "WATCHDOG_", "LLMD_")
 _SCRUBBED = frozenset({"LLAMA_API_KEY", "NOTIFY_SOCKET"})
-
-
-class LoadableModel(Protocol):
-    """What this module needs of a model in the catalog."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102  # see CatalogModel, for all of these
-    @property
-    def path(self) -> Path | None: ...  # noqa: D102
-    @property
-    def hf(self) -> str | None: ...  # noqa: D102
-    @property
-    def mmproj(self) -> Path | None: ...  # noqa: D102
-    @property
-    def header(self) -> GgufHeader | None: ...  # noqa: D102
-    @property
-    def config(self) -> ModelConfig: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -118,7 +104,7 @@ def slot_count(model: ModelConfig) -> int:
 
 def build_spec(
     engine: Engine,
-    model: LoadableModel,
+    model: CatalogModel,
     config: Config,
     *,
     socket_path: Path,
@@ -142,8 +128,9 @@ def build_spec(
     _check_socket(argv, socket_path)
     _add_model(argv, model, socket_path)
     _add_context(argv, model.config, context_tokens, (*config.llama.args, *model.config.args))
-    _add_placement(argv, model.config)
-    _add_kind(argv, model, context_tokens)
+    _add_placement(argv, engine, model.config)
+    _add_kind(argv, model)
+    _add_batch(argv, engine, model, context_tokens)
     _add_service(argv, model.config, worker_ui=config.server.worker_ui)
     argv.extend("llama.args", config.llama.args)
     argv.extend(f"models.{model.name}.args", model.config.args)
@@ -198,8 +185,10 @@ class _Command:
     def extend(self, key: str, args: tuple[str, ...]) -> None:
         """Add the user's own `args`, unchanged."""
         for word in args:
-            if word in _RESERVED:
-                self.faults.append(f"{key}: {word} is not yours to set: {_RESERVED[word]}")
+            # llama-server takes --like_this too
+            flag = word.replace("_", "-") if word.startswith("--") else word
+            if flag in _RESERVED:
+                self.faults.append(f"{key}: {flag} is not yours to set: {_RESERVED[flag]}")
         self.words += args
 
 
@@ -214,7 +203,7 @@ def _check_socket(argv: _Command, path: Path) -> None:
         )
 
 
-def _add_model(argv: _Command, model: LoadableModel, socket_path: Path) -> None:
+def _add_model(argv: _Command, model: CatalogModel, socket_path: Path) -> None:
     if model.path is not None:
         argv.add("--model", str(model.path))
     else:
@@ -222,9 +211,6 @@ def _add_model(argv: _Command, model: LoadableModel, socket_path: Path) -> None:
     argv.add("--alias", model.name)
     argv.add("--host", str(socket_path))
     own = model.config
-    mmproj = own.mmproj or (str(model.mmproj) if model.mmproj is not None else "")
-    if mmproj:
-        argv.ask("mmproj", "--mmproj", mmproj)
     if own.lora:
         argv.ask("lora", "--lora", ",".join(own.lora))
     if own.draft:
@@ -259,42 +245,47 @@ def _add_context(
         argv.ask("flash_attention", "--flash-attn", own.flash_attention)
 
 
-def _add_placement(argv: _Command, own: ModelConfig) -> None:
+def _add_placement(argv: _Command, engine: Engine, own: ModelConfig) -> None:
     if own.threads:
         argv.ask("threads", "--threads", str(own.threads))
     if own.gpu_layers >= 0:
         argv.ask("gpu_layers", "-ngl --gpu-layers --n-gpu-layers", str(own.gpu_layers))
-    else:
+    elif engine.gpu or not engine.knows("--fit"):
+        # the others take all layers by themselves, and without a GPU complain of the flag
         argv.add("-ngl --gpu-layers --n-gpu-layers", _ALL_LAYERS)
     if own.tensor_split:
         argv.ask("tensor_split", "--tensor-split", own.tensor_split)
 
 
-def _add_kind(argv: _Command, model: LoadableModel, context_tokens: int) -> None:
+def _add_kind(argv: _Command, model: CatalogModel) -> None:
     own = model.config
+    mmproj = own.mmproj or str(model.mmproj or "")
+    if mmproj:
+        argv.ask("mmproj", "--mmproj", mmproj)
     if own.embedding:
         argv.ask("embedding", "--embeddings --embedding")
     if own.reranking:
         argv.ask("reranking", "--reranking --rerank")
     if own.pooling:
         argv.ask("pooling", "--pooling", own.pooling)
-    if own.embedding or own.reranking:
-        _add_embedding_batch(argv, model, context_tokens)
 
 
-def _add_embedding_batch(argv: _Command, model: LoadableModel, context_tokens: int) -> None:
-    """Make room for a whole input in one batch, where the engine cannot split it.
+def _add_batch(argv: _Command, engine: Engine, model: CatalogModel, context_tokens: int) -> None:
+    """Add the batch size where llama-server's default does not do.
 
-    Only a causal model pooled by its last token can be fed in parts; for others the default of
-    512 tokens would refuse longer inputs.
+    An embedding's input must fit one batch, unless the model is causal and pooled by its last
+    token: the default would refuse inputs of more than 512 tokens. Images must fit one too, so
+    models with a projector keep the default.
     """
-    pooling = model.config.pooling or (model.header.pooling if model.header else "")
-    causal = model.header is None or model.header.causal
-    if causal and pooling == "last":
-        return
-    tokens = str(min(max(context_tokens, 512), _MAX_EMBEDDING_BATCH))
-    argv.add("--batch-size", tokens)
-    argv.add("--ubatch-size", tokens)
+    own = model.config
+    if own.embedding or own.reranking:
+        pooling = own.pooling or (model.header.pooling if model.header else "")
+        if pooling != "last" or (model.header is not None and not model.header.causal):
+            tokens = str(min(max(context_tokens, 512), _MAX_EMBEDDING_BATCH))
+            argv.add("--batch-size", tokens)
+            argv.add("--ubatch-size", tokens)
+    elif not (own.mmproj or model.mmproj) and (not engine.gpu or own.gpu_layers == 0):
+        argv.add("--batch-size", str(_CPU_BATCH))
 
 
 def _add_service(argv: _Command, own: ModelConfig, *, worker_ui: bool) -> None:
