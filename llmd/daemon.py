@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import ssl
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from llmd.api.origin import TrustedProxies, listen_allowed
 from llmd.api.schema import SchemaLimits
 from llmd.api.server import HttpServer
 from llmd.api.services import Services
-from llmd.config import Config, Llama, Loaded, SchedulerSettings, Server
+from llmd.config import Config, Loaded, ModelConfig, Server
 from llmd.config.places import runtime_dir, state_dir
 from llmd.core import policy
 from llmd.core.events import Action, DrainWorker, SwitchRequested, WorkerChanged
@@ -357,25 +358,32 @@ def run_serve(loaded: Loaded) -> int:
 
 def run_demo(*, host: str, port: int) -> int:
     """Run `llmd demo`: two tiny models, written here, and what to try with them."""
-    from llmd.models.demo import write_demo_models
-
     directory = state_dir(os.environ) / "demo"
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_demo_models(directory)
+    # in a process of its own: numpy and gguf would stay in the daemon's memory for good
+    written = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "llmd.models.demo", str(directory)], check=False
+    )
+    if written.returncode:
+        raise ConfigError([f"the demo models could not be written to {directory}"])
     config = Config(
         server=Server(host=host, port=port),
-        llama=Llama(models_dir=str(directory)),
-        scheduler=SchedulerSettings(default_model="demo-small"),
+        # one thread: two that wait for each other by spinning starve a small box
+        models=tuple(
+            ModelConfig(name=name, path=str(directory / f"{name}.gguf"), threads=1)
+            for name in ("demo-small", "demo-large")
+        ),
     )
     setup(config.log.level, config.log.format)
     _raise_descriptor_limit()
-    trio.run(_demo, config, strict_exception_groups=True)
+    trio.run(partial(serve, config, task_status=_DemoGuide()), strict_exception_groups=True)
     return 0
 
 
-async def _demo(config: Config) -> None:
-    async with trio.open_nursery() as nursery:
-        bound: Bound = await nursery.start(partial(serve, config))
+class _DemoGuide:
+    """Says what to try once the demo listens."""
+
+    def started(self, bound: Bound) -> None:
         sys.stdout.write(_DEMO.format(url=bound.url))
         sys.stdout.flush()
 

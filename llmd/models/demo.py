@@ -11,6 +11,7 @@ are the same wherever they are written by the same numpy.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -390,3 +391,7 @@ def _output(shape: Shape, tokens: list[_Token], noise: Matrix) -> Matrix:
     # between the end of one call and the next, the end; anywhere else it has no chance
     noise[_EOS, _mark("close")] = (8 - _NEVER) * norm / _MARK
     return noise
+
+
+if __name__ == "__main__":
+    write_demo_models(Path(sys.argv[1]))
