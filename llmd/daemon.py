@@ -383,8 +383,9 @@ def run_demo(*, host: str, port: int) -> int:
 class _DemoGuide:
     """Says what to try once the demo listens."""
 
-    def started(self, bound: Bound) -> None:
-        sys.stdout.write(_DEMO.format(url=bound.url))
+    def started(self, value: Bound | None = None) -> None:
+        assert value is not None
+        sys.stdout.write(_DEMO.format(url=value.url))
         sys.stdout.flush()
 
 
