@@ -23,18 +23,8 @@ from llmd.workers.engine import Engine, EngineKind
 SOCKET = Path("/run/llmd/w1.sock")
 NEW = Engine(("llama-server",), EngineKind.PATH, "9999", frozenset(by_name()))
 OLD_FLAGS = frozenset(
-    [
-        "-m",
-        "--model",
-        "--host",
-        "--alias",
-        "--ctx-size",
-        "--parallel",
-        "--threads",
-        "-ngl",
-        "--gpu-layers",
-        "--metrics",
-    ]
+    {"-m", "--model", "--host", "--alias", "--ctx-size", "--parallel", "--threads"}
+    | {"-ngl", "--gpu-layers", "--metrics"}
 )
 OLD = Engine(("/old/llama-server",), EngineKind.PATH, "1234", OLD_FLAGS)
 
