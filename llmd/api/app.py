@@ -21,36 +21,42 @@ from llmd.api.server import App, Json, Receive, Send
 from llmd.api.services import Services
 
 
-def build_app(services: Services) -> App:
-    """Return the application of one daemon; it owns nothing but its parts."""
-    app = Api(services)
-    origins = services.config.server.cors_origins
-    if not origins:
-        return app
-    return Cors(app, origins, fresh_id=services.registry.fresh_id)
+def build_app(services: Services) -> Api:
+    """Return the application of one daemon."""
+    return Api(services)
 
 
 class Api:
-    """All endpoints. Made by `build_app`."""
+    """All endpoints of one daemon; holds no state of its own.
+
+    Args:
+        services: What they work with.
+    """
 
     def __init__(self, services: Services) -> None:
         self._services = services
         self._inference = Inference(services)
         self._web: App | None = None
         self._loading = trio.Lock()
+        self._entry: App = self._serve
+        if origins := services.config.server.cors_origins:
+            self._entry = Cors(self._serve, origins, fresh_id=services.registry.fresh_id)
 
     async def __call__(self, scope: Json, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http":
+        """Serve one request; a websocket is refused."""
+        if scope["type"] == "http":
+            await self._entry(scope, receive, send)
+        else:
             await send({"type": "websocket.close"})
-            return
+
+    async def _serve(self, scope: Json, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
         if method == "POST" and path in KINDS:
             await self._inference(scope, receive, send)
         elif path in health.PATHS and method in ("GET", "HEAD"):
             await self._health(scope, send)
         else:
-            web = self._web or await self._load()
+            web = self._web or await self.load()
             await web(scope, receive, send)
 
     async def _health(self, scope: Json, send: Send) -> None:
@@ -64,7 +70,7 @@ class Api:
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})
 
-    async def _load(self) -> App:
+    async def load(self) -> App:
         """Return the Quart application, made on first use: its import would delay the start."""
         async with self._loading:
             if self._web is None:

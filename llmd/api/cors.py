@@ -43,7 +43,7 @@ class Cors:
 
     async def __call__(self, scope: Json, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        origin = header(scope, b"origin") if scope["type"] == "http" else b""
+        origin = header(scope, b"origin")
         if not origin or not (self._all or origin.lower() in self._origins):
             await self._app(scope, receive, send)
             return

@@ -17,6 +17,7 @@ import msgspec
 from llmd import errors
 from llmd.api.answer import JSON, Header
 from llmd.api.auth import Principal, may_use_model
+from llmd.api.schema import check_depth
 from llmd.api.server import Json
 from llmd.api.services import Services
 from llmd.models.catalog import CatalogModel
@@ -151,7 +152,7 @@ _FLAGS = {"0": False, "false": False, "no": False, "1": True, "true": True, "yes
 _encode = msgspec.json.Encoder().encode
 _FIELD = re.compile(r" - at `\$\.?([^`]*)`$")
 _MISSING = re.compile(r"required field `([^`]*)`")
-_KIND = re.compile(r"^Expected `([^`]*)`")
+_KIND = re.compile(r"^Expected `([^`]*)`( [<>]=? [\d.]+)?")
 _WORDS = {
     "str": "a string",
     "bool": "true or false",
@@ -174,7 +175,7 @@ def decode(body: bytes, shape: type[T]) -> T:
         InvalidRequest: It is none; `param` names the field at fault.
     """
     try:
-        return msgspec.json.decode(body, type=shape)
+        found = msgspec.json.decode(body, type=shape)
     except msgspec.ValidationError as error:
         raise _wrong(str(error)) from error
     except RecursionError as error:
@@ -184,6 +185,8 @@ def decode(body: bytes, shape: type[T]) -> T:
     except msgspec.DecodeError as error:
         reason = str(error).removeprefix("JSON is malformed: ")
         raise errors.InvalidRequest(f"the request body is not valid JSON: {reason}") from error
+    check_depth(body)  # a worker may be the next to read it, and some crash on deep nesting
+    return found
 
 
 def _wrong(reason: str) -> errors.InvalidRequest:
@@ -194,5 +197,8 @@ def _wrong(reason: str) -> errors.InvalidRequest:
     if found is None or not found[1]:
         return errors.InvalidRequest("the request body must be a JSON object")
     kind = _KIND.match(reason)
-    words = " or ".join(_WORDS.get(k, k) for k in kind[1].split(" | ")) if kind else "in its range"
+    words = "of another type"
+    if kind is not None:
+        kinds = [_WORDS.get(name, name) for name in kind[1].split(" | ") if name != "null"]
+        words = " or ".join(kinds) + (kind[2] or "")
     return errors.InvalidRequest(f"{found[1]} must be {words}", param=found[1])

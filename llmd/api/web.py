@@ -53,7 +53,7 @@ def build_web(services: Services, routes: Iterable[Route]) -> QuartTrio:
         )
     for path in KINDS:  # POST goes another way; here is only what other methods are told
         app.add_url_rule(path, endpoint=f"POST {path}", view_func=_elsewhere, methods=["POST"])
-    app.register_error_handler(Exception, _Failed(services))
+    app.register_error_handler(Exception, _failed(services))
     return app
 
 
@@ -129,21 +129,18 @@ async def _admit(services: Services, access: Access, scope: Json) -> Principal |
     return principal
 
 
-class _Failed:
-    """What is answered when a handler, or Quart, raised."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
-
-    async def __call__(self, error: Exception) -> TrioResponse:
+def _failed(services: Services) -> Callable[[Exception], Awaitable[TrioResponse]]:
+    async def answer(error: Exception) -> TrioResponse:
         request = cast("_Request", current._get_current_object())  # type: ignore[attr-defined]
         call = request.call
         if call is None:  # there is no such route
-            call = _call(self._services, request)
+            call = _call(services, request)
         if isinstance(error, MethodNotAllowed):
             call.headers.append((b"allow", edge.allowed(error).encode()))
         refusal = edge.translate(error, request.path, call.request_id)
         return _response(edge.reply(refusal), call)
+
+    return answer
 
 
 def _response(reply: Reply, call: Call) -> TrioResponse:

@@ -1,0 +1,304 @@
+"""Every refusal in the one shape, and every answer with its id."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import trio
+from api_rig import ADMIN, ALICE, api
+
+from llmd.api.routes import all_routes
+from llmd.api.routing import Access
+from llmd.config import Config, Server
+
+OWN_ID = re.compile(r"r-[0-9a-f]{16}")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/nope"), ("POST", "/nope"), ("GET", "/v1"), ("GET", "/v1/models/")],
+)
+async def test_an_unknown_path_is_404(demo_models, method, path):
+    async with api(demo_models) as rig:
+        answer = await rig.ask(method, path)
+    assert answer.status == 404
+    assert answer.error["code"] == "not_found"
+    assert answer.error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("path", ["/vram", "/v1/usage", "/v1/telemetry/summary", "/metrics/stream"])
+async def test_what_comes_later_is_not_there_yet(demo_models, path):
+    async with api(demo_models) as rig:
+        assert (await rig.ask("GET", path)).status == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("GET", "/v1/chat/completions", "POST"),
+        ("PUT", "/v1/embeddings", "POST"),
+        ("GET", "/tokenize", "POST"),
+        ("POST", "/v1/models", "GET, HEAD"),
+        ("POST", "/live", "GET, HEAD"),
+        ("DELETE", "/requests/x", "GET, HEAD"),
+        ("OPTIONS", "/v1/models", "GET, HEAD"),
+    ],
+)
+async def test_a_wrong_method_is_405_and_says_which_are_right(demo_models, method, path, allow):
+    async with api(demo_models) as rig:
+        answer = await rig.ask(method, path)
+    assert answer.status == 405
+    assert answer.error["code"] == "method_not_allowed"
+    assert answer.headers["allow"] == allow
+
+
+async def test_a_fault_in_llmd_tells_nothing_of_itself(demo_models, monkeypatch, caplog):
+    async with api(demo_models) as rig:
+
+        def crash():
+            raise ZeroDivisionError("a secret")
+
+        monkeypatch.setattr(rig.scheduler, "statistics", crash)
+        answer = await rig.ask("GET", "/queue/metrics")
+        monkeypatch.undo()
+    assert answer.status == 500
+    assert answer.error["code"] == "internal_error"
+    assert b"secret" not in answer.body
+    assert b"ZeroDivision" not in answer.body
+    assert "a secret" in caplog.text
+
+
+# --- ids -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/live"), ("GET", "/v1/models"), ("GET", "/nope"), ("PUT", "/tokenize")],
+)
+async def test_every_answer_carries_an_id(demo_models, method, path):
+    async with api(demo_models) as rig:
+        fresh = await rig.ask(method, path)
+        own = await rig.ask(method, path, headers=[("x-request-id", "mine-1")])
+        bad = await rig.ask(method, path, headers=[("x-request-id", "not mine")])
+    assert OWN_ID.fullmatch(fresh.headers["x-request-id"])
+    assert own.headers["x-request-id"] == "mine-1"
+    assert OWN_ID.fullmatch(bad.headers["x-request-id"])
+
+
+async def test_an_id_that_is_remembered_is_not_given_again(demo_models, autojump_clock):
+    async with api(demo_models) as rig:
+        rig.answers["POST", "/tokenize"] = 200, [], {"tokens": []}
+        asks = [("x-request-id", "once")]
+        first = await rig.ask("POST", "/tokenize", {"content": ""}, headers=asks)
+        second = await rig.ask("POST", "/tokenize", {"content": ""}, headers=asks)
+        third = await rig.ask("GET", "/v1/models", headers=asks)
+        record = await rig.ask("GET", "/requests/once")
+    assert first.headers["x-request-id"] == "once"
+    assert OWN_ID.fullmatch(second.headers["x-request-id"])
+    assert OWN_ID.fullmatch(third.headers["x-request-id"])
+    assert record.json["path"] == "/tokenize"
+
+
+# --- who may what --------------------------------------------------------------------------
+
+
+def table():
+    config = Config(server=Server(docs=True))
+    return [(route.method, route.path, route.access) for route in all_routes(config)]
+
+
+@pytest.mark.parametrize(("method", "rule", "access"), table())
+async def test_each_route_keeps_out_who_may_not_use_it(demo_models, method, rule, access):
+    path = re.sub(r"<int:\w+>", "0", rule).replace("<asset:name>", "favicon.ico")
+    path = re.sub(r"<[^>]+>", "x", path)
+    async with api(demo_models) as rig:
+        nobody = await rig.ask(method, path, key=None)
+        wrong = await rig.ask(method, path, key="wrong")
+        user = await rig.ask(method, path, b"]", key=ALICE)
+    if access is Access.OPEN:
+        assert nobody.status not in (401, 403)
+        return
+    assert (nobody.status, wrong.status) == (401, 401)
+    assert nobody.error["code"] == "invalid_api_key"
+    assert nobody.headers["www-authenticate"].startswith("Bearer")
+    assert (user.status == 403) is (access is Access.ADMIN)
+    if access is Access.ADMIN:
+        assert user.error["code"] == "permission_denied"
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "status"), [(None, "/tokenize", 401), (ALICE, "/switch-model", 403)]
+)
+async def test_callers_are_known_before_the_body_is_read(demo_models, key, path, status):
+    async with api(demo_models) as rig:
+        answer = await rig.ask("POST", path, b"{}", key=key, more=trio.Event())
+        assert answer.status == status
+        assert not rig.body_taken
+
+
+async def test_without_any_key_everybody_is_an_admin_but_other_sites(demo_models):
+    async with api(demo_models, keys=()) as rig:
+        assert (await rig.ask("GET", "/metrics", key=None)).status == 200
+        evil = [("origin", "https://evil.example")]
+        answer = await rig.ask("GET", "/v1/models", key=None, headers=evil)
+        assert answer.status == 403
+
+
+async def test_metrics_can_be_open(demo_models):
+    async with api(demo_models, server=Server(metrics_open=True)) as rig:
+        assert (await rig.ask("GET", "/metrics", key=None)).status == 200
+        assert (await rig.ask("GET", "/health/detailed", key=None)).status == 401
+
+
+# --- bodies --------------------------------------------------------------------------------
+
+
+async def test_a_body_over_the_limit_is_413_announced_or_not(demo_models):
+    async with api(demo_models, server=Server(max_body_bytes=100)) as rig:
+        announced = await rig.ask("POST", "/switch-model", b"x" * 101)
+        chunked = [("content-length", "5")]
+        found = await rig.ask("POST", "/switch-model", b"x" * 101, headers=chunked)
+        fits = await rig.ask("POST", "/switch-model", b'{"model":"nope"}' + b" " * 84)
+    for answer in (announced, found):
+        assert answer.status == 413
+        assert answer.error["code"] == "request_too_large"
+        assert answer.headers["connection"] == "close"
+    assert fits.status == 404
+
+
+async def test_a_body_that_does_not_come_is_408(demo_models, autojump_clock):
+    async with api(demo_models, server=Server(body_timeout_sec=7)) as rig:
+        began = trio.current_time()
+        answer = await rig.ask("POST", "/switch-model", b"{", more=trio.Event())
+        helper = await rig.ask("POST", "/tokenize", b"{", more=trio.Event())
+        assert trio.current_time() - began == pytest.approx(14)
+    assert answer.status == helper.status == 408
+    assert answer.error["code"] == "request_timeout"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b"", "model"),
+        (b"{}", "model"),
+        (b"{", None),
+        (b"[]", None),
+        (b"\xff", None),
+        (b'{"model":1}', "model"),
+        (b'{"model":"demo-small","force":"yes"}', "force"),
+        (b'{"model":"demo-small","drain_sec":-1}', "drain_sec"),
+        (b'{"model":"demo-small","from":[1]}', "from[0]"),
+        (b'{"model":"demo-small","x":' + b"[" * 300 + b"]" * 300 + b"}", None),
+        (b'{"model":"demo-small","x":' + b"[" * 99999 + b"]" * 99999 + b"}", None),
+    ],
+)
+async def test_a_bad_body_is_400_and_names_the_field(demo_models, body, param):
+    async with api(demo_models) as rig:
+        answer = await rig.ask("POST", "/switch-model", body)
+    assert answer.status == 400
+    assert answer.error["code"] == "invalid_request"
+    assert answer.error["param"] == param
+
+
+async def test_fields_that_nobody_knows_are_ignored(demo_models, autojump_clock):
+    async with api(demo_models) as rig:
+        body = {"model": "demo-small", "colour": "red"}
+        assert (await rig.ask("POST", "/switch-model", body)).status == 200
+
+
+# --- other protocols, other sites ----------------------------------------------------------
+
+
+async def test_a_websocket_is_closed(demo_models):
+    async with api(demo_models) as rig:
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        await rig.app({"type": "websocket", "path": "/", "headers": []}, None, send)
+    assert sent == [{"type": "websocket.close"}]
+
+
+SITE = "https://chat.example"
+PREFLIGHT = [
+    ("access-control-request-method", "POST"),
+    ("access-control-request-headers", "authorization, x-stainless-os"),
+]
+
+
+@pytest.mark.parametrize("allowed", [SITE, "*"])
+@pytest.mark.parametrize("path", ["/live", "/v1/models", "/nope", "/v1/embeddings"])
+async def test_listed_sites_may_read_every_answer(demo_models, allowed, path):
+    async with api(demo_models, server=Server(cors_origins=(allowed,))) as rig:
+        method = "POST" if "embed" in path else "GET"
+        answer = await rig.ask(method, path, b"{", headers=[("origin", SITE)])
+        preflight = await rig.ask("OPTIONS", path, key=None, headers=[("origin", SITE), *PREFLIGHT])
+    expected = "*" if allowed == "*" else SITE
+    for came in (answer, preflight):
+        assert came.headers["access-control-allow-origin"] == expected
+        assert (came.headers.get("vary") == "Origin") is (allowed != "*")
+        assert "x-request-id" in came.headers
+    assert "x-request-id" in answer.headers["access-control-expose-headers"]
+    assert preflight.status == 204
+    assert preflight.headers["access-control-allow-headers"] == "authorization, x-stainless-os"
+    assert "POST" in preflight.headers["access-control-allow-methods"]
+
+
+@pytest.mark.parametrize("allowed", [(), ("https://other.example",)])
+async def test_other_sites_get_no_leave(demo_models, allowed):
+    async with api(demo_models, server=Server(cors_origins=allowed)) as rig:
+        answer = await rig.ask("GET", "/v1/models", headers=[("origin", SITE)])
+        preflight = await rig.ask("OPTIONS", "/v1/models", headers=[("origin", SITE), *PREFLIGHT])
+    for came in (answer, preflight):
+        assert not [name for name in came.headers if name.startswith("access-control")]
+    assert preflight.status == 405
+
+
+async def test_what_a_preflight_asks_for_is_not_echoed_blindly(demo_models):
+    async with api(demo_models, server=Server(cors_origins=("*",))) as rig:
+        odd = [
+            ("access-control-request-method", "POST"),
+            ("access-control-request-headers", "a\tb"),
+        ]
+        answer = await rig.ask("OPTIONS", "/v1/models", headers=[("origin", SITE), *odd])
+    assert answer.status == 204
+    assert "access-control-allow-headers" not in answer.headers
+
+
+# --- documentation -------------------------------------------------------------------------
+
+
+async def test_the_documentation_names_every_route(demo_models):
+    async with api(demo_models) as rig:
+        page = await rig.ask("GET", "/docs", key=None)
+        schema = (await rig.ask("GET", "/openapi.json", key=None)).json
+    assert page.headers["content-type"].startswith("text/html")
+    assert b"<script" not in page.body
+    assert b"http://" not in page.body
+    assert b"https://" not in page.body
+    for path in ("/v1/chat/completions", "/v1/models/{model}", "/requests/{request_id}/cancel"):
+        assert path.encode() in page.body
+        assert path in schema["paths"]
+    switch = schema["paths"]["/switch-model"]["post"]
+    reference = switch["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    shape = schema["components"]["schemas"][reference.rpartition("/")[2]]
+    assert {"model", "from", "drain_sec", "force"} <= set(shape["properties"])
+    assert switch["security"] == [{"key": []}]
+    assert "security" not in schema["paths"]["/live"]["get"]
+
+
+async def test_the_documentation_can_be_left_out(demo_models):
+    async with api(demo_models, server=Server(docs=False)) as rig:
+        assert (await rig.ask("GET", "/docs")).status == 404
+        assert (await rig.ask("GET", "/openapi.json")).status == 404
+
+
+async def test_inference_goes_its_own_way(demo_models, autojump_clock):
+    async with api(demo_models) as rig:
+        rig.answers["POST", "/v1/embeddings"] = 200, [], {"data": []}
+        body = {"model": "demo-small", "input": "x"}
+        answer = await rig.ask("POST", "/v1/embeddings", body, key=ADMIN)
+    assert answer.status == 200
+    assert answer.json == {"data": []}
