@@ -1,0 +1,1 @@
+"""What llmd costs, measured against direct access to the same worker."""
