@@ -65,6 +65,14 @@ class Slot(msgspec.Struct):
     id: int
     is_processing: bool
     n_ctx: _Tokens = 0
+    next_token: Any = None  # a list of one object, once the object itself
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether tokens come out of it, as far as it tells."""
+        state = self.next_token[:1] if isinstance(self.next_token, list) else [self.next_token]
+        count = state[0].get("n_decoded", 0) if state and isinstance(state[0], dict) else 0
+        return self.is_processing and isinstance(count, int) and count > 0
 
 
 class Control:

@@ -48,6 +48,7 @@ _SERVING = frozenset({_W.READY, _W.DRAINING})
 _SETTLED = frozenset({_W.OFF, _W.FAILED})
 _STDERR_LINES = 60
 _DEATH_GRACE_S = 0.25
+_URGE_S = 1.0
 RESTART = "restart"
 """The start reason of a worker that its own task starts again."""
 
@@ -126,6 +127,7 @@ class _Life:
     pid: int
     was_ready: bool = False
     checking: bool = False
+    urge_at: float = math.inf
     kill_at: float = math.inf
     stop_reason: str = ""
     again: Start | None = None
@@ -234,10 +236,12 @@ class Worker:
         """Have it checked now, as a request saw it stall; a hung one is killed and restarted."""
         self._inbox.post(Suspect(reason))
 
-    def reclaim(self, expected_busy: Callable[[], int], cause: str) -> None:
+    def reclaim(
+        self, expected_busy: Callable[[], int], cause: str, *, may_restart: bool = True
+    ) -> None:
         """Check that a request just cancelled frees its slot; see `SlotWatcher.cancelled`."""
         if self.state in _SERVING:
-            self._watcher.cancelled(expected_busy, cause)
+            self._watcher.cancelled(expected_busy, cause, may_restart=may_restart)
 
     # --- waiting for it -------------------------------------------------------------------
 
@@ -369,11 +373,10 @@ class Worker:
     async def _attend(self, life: _Life) -> None:
         """With a process: handle what comes until it has ended."""
         while True:
-            match await self._inbox.get(life.kill_at, life.number):
+            due = min(life.urge_at, life.kill_at)
+            match await self._inbox.get(due, life.number):
                 case None:
-                    self._remark(f"still there {self._settings.stop_timeout_s:g} s after SIGTERM")
-                    life.kill_at = math.inf
-                    life.child.kill()
+                    self._urge(life)
                 case Exited(status=status):
                     self._ended(life, status)
                     return
@@ -474,12 +477,24 @@ class Worker:
     def _begin_stop(self, life: _Life, stop: Stop) -> None:
         life.again = None
         if self.state is not _W.STOPPING:
+            now = trio.current_time()
             life.stop_reason = stop.reason
-            life.kill_at = trio.current_time() + (self._settings.stop_timeout_s or math.inf)
+            life.urge_at = now + _URGE_S
+            life.kill_at = now + (self._settings.stop_timeout_s or math.inf)
             self._move(_W.STOPPING)
             life.child.terminate()
         if stop.force:
             life.child.kill()
+
+    def _urge(self, life: _Life) -> None:
+        """Press what does not end: llama-server can miss a SIGTERM, and obeys a second at once."""
+        if trio.current_time() >= life.kill_at:
+            self._remark(f"still there {self._settings.stop_timeout_s:g} s after SIGTERM")
+            life.urge_at = life.kill_at = math.inf
+            life.child.kill()
+        else:
+            life.urge_at = math.inf
+            life.child.terminate()
 
     def _ended(self, life: _Life, status: int) -> None:
         """Handle the death of the process, told to or not."""

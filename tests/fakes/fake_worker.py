@@ -103,6 +103,7 @@ class Slot:
     def __init__(self, number: int) -> None:
         self.number = number
         self.busy = False
+        self.decoded = 0
 
 
 class Worker:
@@ -169,7 +170,12 @@ class Worker:
                 writer,
                 200,
                 [
-                    {"id": slot.number, "n_ctx": self.context, "is_processing": slot.busy}
+                    {
+                        "id": slot.number,
+                        "n_ctx": self.context,
+                        "is_processing": slot.busy,
+                        "next_token": [{"n_decoded": slot.decoded}],
+                    }
                     for slot in self.slots
                 ],
             )
@@ -222,7 +228,7 @@ class Worker:
             finally:
                 self.deferred -= 1
             slot = next(slot for slot in self.slots if not slot.busy)
-            slot.busy = True
+            slot.busy, slot.decoded = True, 0
             return slot
 
     async def free(self, slot: Slot) -> None:
@@ -258,6 +264,7 @@ class Worker:
                     b"Transfer-Encoding: chunked\r\n\r\n"
                 )
             for number in range(count):
+                slot.decoded += 1
                 if stream:
                     chunk(writer, frame.delta(f"w{number} "))
                     await writer.drain()

@@ -30,6 +30,7 @@ class Script:
         load_s: When it says that it is ready.
         exit_s: When it ends by itself, with `status` and `words` on stderr.
         stop_s: From SIGTERM to its end; inf = ignores it.
+        deaf: So many SIGTERMs go unheard.
         lines_s: It logs a line each so many seconds while it loads; 0 = none.
         growth: Bytes of memory it gains a second while it loads.
         spawn_error: Raised instead of starting.
@@ -44,6 +45,7 @@ class Script:
     status: int = 1
     words: tuple[str, ...] = ()
     stop_s: float = 0.05
+    deaf: int = 0
     lines_s: float = 0.0
     growth: int = 0
     spawn_error: Exception | None = None
@@ -63,12 +65,13 @@ class FakeChild:
     started: float = field(default_factory=trio.current_time)
     activity: int = 0
     status: int | None = None
-    terminated: bool = False
+    terminated: int = 0
     killed: bool = False
     silent: bool = False  # as after SIGSTOP
     slots_silent: bool = False  # as in a long batch
     cpu_share: float = 0.0
     busy: int = 0
+    decoding: bool = True
     deferred: int = 0
     asked: list = field(default_factory=list)
     ended: trio.Event = field(default_factory=trio.Event)
@@ -99,8 +102,8 @@ class FakeChild:
         return self.status
 
     def terminate(self):
-        self.terminated = True
-        if self.script.stop_s < math.inf:
+        self.terminated += 1
+        if self.script.stop_s < math.inf and self.terminated > self.script.deaf:
             self._nursery.start_soon(self._stop)
 
     async def _stop(self):
@@ -165,7 +168,11 @@ class FakeControl:
     async def slots(self, timeout_s=1.0):
         child = await self._child(timeout_s, slots=True)
         child.asked.append(("slots", trio.current_time()))
-        return [Slot(id=number, is_processing=number < child.busy) for number in range(2)]
+        state = [{"n_decoded": 5 if child.decoding else 0}]
+        return [
+            Slot(id=number, is_processing=number < child.busy, next_token=state)
+            for number in range(2)
+        ]
 
     async def deferred(self, timeout_s=1.0):
         return (await self._child(timeout_s)).deferred

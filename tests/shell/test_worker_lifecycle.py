@@ -148,6 +148,16 @@ async def test_what_ignores_sigterm_is_killed_after_the_timeout(autojump_clock):
         assert it.worker.statistics().exits == {"stopped": 1}
 
 
+async def test_a_sigterm_that_was_missed_is_repeated(autojump_clock):
+    async with watched(Script(deaf=1, stop_s=0.1)) as it:
+        await it.worker.ensure_ready()
+        began = trio.current_time()
+        it.worker.stop()
+        await it.worker.stopped()
+        assert trio.current_time() - began == pytest.approx(1.1)
+        assert not it.child.killed
+
+
 async def test_a_forced_stop_kills_at_once_even_while_stopping(autojump_clock):
     async with watched(Script(stop_s=float("inf"))) as it:
         await it.worker.ensure_ready()

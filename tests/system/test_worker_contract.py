@@ -279,10 +279,14 @@ async def test_a_worker_that_serves_another_file_is_refused(rig, engine, demo_sm
 
 
 async def test_a_cancel_in_a_slow_prefill_frees_the_slot(rig, engine, demo_models):
+    """Asked for its progress, llama-server looks after its client with every batch."""
+    rig.configure(reclaim_timeout_s=30)
     spec = engine.spec(demo_models / "demo-large.gguf", rig.socket(), context_tokens=8192)
     with trio.fail_after(60):
         worker = await rig.ready("m", spec)
-        order = chat("[[prefill 5]]" + " river" * 1100, max_tokens=1, stream=True)
+        # /slots is answered between batches, and must show this one however late it comes
+        text = "[[prefill 5]]" + " river" * 1100
+        order = chat(text, max_tokens=900, stream=True, return_progress=True)
         response = await worker.upstream.request(b"POST", b"/v1/chat/completions", order, JSON)
         await until_busy(worker, 1)
         response.close()
