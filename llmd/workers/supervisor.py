@@ -12,9 +12,11 @@ import trio
 
 from llmd.core.events import WorkerChanged
 from llmd.workers.command import WorkerSpec
+from llmd.workers.life import Tools
 from llmd.workers.process import REAP_S, ProcessLauncher
 from llmd.workers.settings import WorkerSettings
-from llmd.workers.worker import Tools, Worker, WorkerStatistics
+from llmd.workers.statistics import WorkerStatistics
+from llmd.workers.worker import Worker
 
 _log = logging.getLogger(__name__)
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 
 import trio
 
@@ -19,10 +17,10 @@ from llmd.core.backoff import GiveUp, RestartBudget, Retry, Verdict
 from llmd.core.events import WorkerChanged
 from llmd.core.lifecycle import WORKER_MOVES, WorkerState, move
 from llmd.errors import LlmdError, StartFailed
-from llmd.workers import probes, procfs
+from llmd.workers import procfs
 from llmd.workers.command import WorkerSpec
-from llmd.workers.control import Control
 from llmd.workers.diagnosis import Diagnosis, ExitCause, diagnose_exit, diagnose_spawn
+from llmd.workers.life import Life, Tools
 from llmd.workers.logring import LogRing, LogStream
 from llmd.workers.mailbox import (
     Answers,
@@ -38,99 +36,21 @@ from llmd.workers.mailbox import (
     Suspect,
     Waiter,
 )
-from llmd.workers.process import Child, Launcher, end
-from llmd.workers.reclaim import ReclaimStatistics, SlotWatcher
+from llmd.workers.probes import Readiness
+from llmd.workers.reclaim import SlotWatcher
 from llmd.workers.settings import WorkerSettings
+from llmd.workers.statistics import WorkerStatistics
 from llmd.workers.upstream import Upstream
+
+__all__ = ["Worker", "WorkerStatistics"]
 
 _W = WorkerState
 _SERVING = frozenset({_W.READY, _W.DRAINING})
 _SETTLED = frozenset({_W.OFF, _W.FAILED})
 _STDERR_LINES = 60
-_DEATH_GRACE_S = 0.25
 _URGE_S = 1.0
 RESTART = "restart"
 """The start reason of a worker that its own task starts again."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStatistics:
-    """One worker at one moment. Times are on the trio clock, durations in seconds.
-
-    Attributes:
-        model: Whose worker it is.
-        state: What it is doing.
-        since: When it moved there.
-        reason: Why it is in `backoff`, `failed` or `off`; "" otherwise.
-        retry_at: When `backoff` or `failed` ends by itself; 0 = not, or not known.
-        pid: Its process; 0 when there is none.
-        slots: Sequences that it decodes side by side; 0 until it is ready.
-        context_tokens: Context of one slot; 0 until it is ready.
-        ready_at: When it last became ready; 0 = never.
-        load_s: What its last load took, from spawn to ready; 0 = none yet.
-        memory_bytes: Its resident memory now; 0 without a process.
-        starts: Starts so far by their reason.
-        exits: Ends so far by their cause.
-        crashes: Ends so far that nobody asked for.
-        crashes_counted: Crashes that the restart window still remembers.
-        last_failure: Why it last failed, kept when it serves again; "" = never.
-        reclaims: How cancels went.
-        log_sequence: Number of the newest line in its log.
-    """
-
-    model: str
-    state: WorkerState
-    since: float
-    reason: str
-    retry_at: float
-    pid: int
-    slots: int
-    context_tokens: int
-    ready_at: float
-    load_s: float
-    memory_bytes: int
-    starts: Mapping[str, int]
-    exits: Mapping[str, int]
-    crashes: int
-    crashes_counted: int
-    last_failure: str
-    reclaims: ReclaimStatistics
-    log_sequence: int
-
-
-@dataclass(frozen=True)
-class Tools:
-    """What a worker is made of; tests put fakes here.
-
-    Attributes:
-        launcher: Starts processes.
-        control: Makes the control client for a socket.
-        upstream: Makes the inference client for a socket and the process behind it.
-    """
-
-    launcher: Launcher
-    control: Callable[[Path], probes.ControlCalls] = Control
-    upstream: Callable[[Path, int], Upstream] = Upstream
-
-
-@dataclass
-class _Life:
-    """What belongs to one process, from its start to its end."""
-
-    spec: WorkerSpec
-    nursery: trio.Nursery
-    child: Child
-    control: probes.ControlCalls
-    number: int
-    started_at: float
-    first_line: int
-    pid: int
-    was_ready: bool = False
-    checking: bool = False
-    urge_at: float = math.inf
-    kill_at: float = math.inf
-    stop_reason: str = ""
-    again: Start | None = None
 
 
 class Worker:
@@ -196,7 +116,7 @@ class Worker:
             on_overdue=self._remark,
             on_stuck=self._slot_stuck,
         )
-        self._life: _Life | None = None
+        self._life: Life | None = None
         self._lives = 0
         self._over = False
         self._wanted_context = 0  # what the next start is asked for
@@ -350,27 +270,31 @@ class Worker:
                 permanent = not isinstance(error, StartFailed) or error.permanent
                 self._fail(Diagnosis(ExitCause.UNSTARTABLE, error.message, permanent=permanent))
                 return
-            self._life = life = _Life(
+            self._life = life = Life(
+                number=self._lives,
                 spec=spec,
-                nursery=nursery,
                 child=child,
                 control=self._tools.control(spec.socket_path),
-                number=self._lives,
+                nursery=nursery,
+                inbox=self._inbox,
+                settings=self._settings,
                 started_at=started_at,
                 first_line=first_line,
                 pid=child.pid,
             )
             try:
-                nursery.start_soon(self._watch_death, life)
-                nursery.start_soon(self._watch_start, life)
+                nursery.start_soon(life.watch_death)
+                nursery.start_soon(life.watch_start)
                 await self._attend(life)
             finally:
                 again = life.again
-                await self._bury(life)
+                self._leave_service()
+                await life.bury(self._tools.launcher)
+                self._life = None
         if again is not None:
             self._inbox.post_first(again)
 
-    async def _attend(self, life: _Life) -> None:
+    async def _attend(self, life: Life) -> None:
         """With a process: handle what comes until it has ended."""
         while True:
             due = min(life.urge_at, life.kill_at)
@@ -388,7 +312,7 @@ class Worker:
                 case message:
                     self._handle(life, message)
 
-    def _handle(self, life: _Life, message: Message) -> None:
+    def _handle(self, life: Life, message: Message) -> None:
         match message:
             case Answers() if self.state is _W.STARTING:
                 self._move(_W.LOADING)
@@ -406,20 +330,11 @@ class Worker:
             case Stop():
                 self._begin_stop(life, message)
             case Suspect() if self.state in _SERVING:
-                life.nursery.start_soon(self._check, life, message.reason)
+                life.nursery.start_soon(life.check, message.reason)
             case Reset():
                 self._budget.reset()
             case _:
                 pass  # too early, or too late, to mean anything
-
-    async def _bury(self, life: _Life) -> None:
-        """End what is left of a process, cancelled or not, and forget it."""
-        self._leave_service()
-        life.nursery.cancel_scope.cancel()
-        await end(life.child)
-        life.control.close()
-        await self._tools.launcher.forget(life.spec)
-        self._life = None
 
     # --- moves ----------------------------------------------------------------------------
 
@@ -457,13 +372,13 @@ class Worker:
             )
         )
 
-    def _enter_service(self, life: _Life, readiness: probes.Readiness) -> None:
+    def _enter_service(self, life: Life, readiness: Readiness) -> None:
         now = trio.current_time()
         life.pid, life.was_ready = readiness.pid, True
         self.slots, self.context_tokens = readiness.slots, readiness.context_tokens
         self._ready_at, self._load_s = now, now - life.started_at
         self.upstream = self._tools.upstream(life.spec.socket_path, readiness.pid)
-        life.nursery.start_soon(self._watch_health, life)
+        life.nursery.start_soon(life.watch_health)
         life.nursery.start_soon(self._watcher.run, life.control)
         self._move(_W.READY, load_s=self._load_s)
 
@@ -474,7 +389,7 @@ class Worker:
             upstream, self.upstream = self.upstream, None
             upstream.close()
 
-    def _begin_stop(self, life: _Life, stop: Stop) -> None:
+    def _begin_stop(self, life: Life, stop: Stop) -> None:
         life.again = None
         if self.state is not _W.STOPPING:
             now = trio.current_time()
@@ -486,7 +401,7 @@ class Worker:
         if stop.force:
             life.child.kill()
 
-    def _urge(self, life: _Life) -> None:
+    def _urge(self, life: Life) -> None:
         """Press what does not end: llama-server can miss a SIGTERM, and obeys a second at once."""
         if trio.current_time() >= life.kill_at:
             self._remark(f"still there {self._settings.stop_timeout_s:g} s after SIGTERM")
@@ -496,7 +411,7 @@ class Worker:
             life.urge_at = math.inf
             life.child.terminate()
 
-    def _ended(self, life: _Life, status: int) -> None:
+    def _ended(self, life: Life, status: int) -> None:
         """Handle the death of the process, told to or not."""
         if self.state is _W.STOPPING:
             self._exits[ExitCause.STOPPED.value] += 1
@@ -531,47 +446,9 @@ class Worker:
         else:
             self._move(_W.BACKOFF, reason=diagnosis.reason, retry_at=verdict.at)
 
-    # --- helpers: they find, and post what they found ---------------------------------------
-
-    async def _watch_death(self, life: _Life) -> None:
-        self._inbox.post(Exited(life.number, await life.child.wait()))
-
-    async def _watch_start(self, life: _Life) -> None:
-        try:
-            readiness = await probes.until_ready(
-                life.control,
-                life.child,
-                life.spec,
-                progress_timeout_s=self._settings.startup_timeout_s,
-                call_timeout_s=self._settings.check_timeout_s,
-                on_loading=lambda: self._inbox.post(Answers(life.number)),
-            )
-        except probes.Unfit as unfit:
-            self._inbox.post(Failing(life.number, unfit.diagnosis))
-        else:
-            self._inbox.post(Ready(life.number, readiness))
-
-    async def _watch_health(self, life: _Life) -> None:
-        while self._settings.health_interval_s:
-            await trio.sleep(self._settings.health_interval_s)
-            await self._check(life, "health check")
-
-    async def _check(self, life: _Life, occasion: str) -> None:
-        if life.checking:
-            return
-        life.checking = True
-        wrong = await probes.examine(life.control, life.child, self._settings.check_timeout_s)
-        if wrong:
-            with trio.move_on_after(_DEATH_GRACE_S) as scope:
-                await life.child.wait()  # it may just be dying: then its exit says more
-            if scope.cancelled_caught:
-                diagnosis = Diagnosis(ExitCause.HUNG, f"the worker hangs: {wrong} ({occasion})")
-                self._inbox.post(Failing(life.number, diagnosis))
-        life.checking = False
-
     def _slot_stuck(self, text: str) -> None:
         if self._life is not None:
-            self._inbox.post(Failing(self._life.number, Diagnosis(ExitCause.STUCK_SLOT, text)))
+            self._life.fail(Diagnosis(ExitCause.STUCK_SLOT, text))
 
     # --- small things -----------------------------------------------------------------------
 

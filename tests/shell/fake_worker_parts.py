@@ -16,9 +16,9 @@ import trio
 from llmd.errors import BadWorkerResponse, StartFailed, WorkerDied, WorkerStalled
 from llmd.workers.command import ModelSource, WorkerSpec
 from llmd.workers.control import Health, Props, Slot
+from llmd.workers.life import Tools
 from llmd.workers.logring import LogStream
 from llmd.workers.procfs import VitalSigns
-from llmd.workers.worker import Tools
 
 
 @dataclass
