@@ -265,7 +265,9 @@ class Rig:
                 await more.wait()
                 given.append(b"")
                 return {"type": "http.request", "body": b"", "more_body": False}
-            await (left or trio.Event()).wait()
+            if left is None:
+                await trio.sleep_forever()
+            await left.wait()
             return {"type": "http.disconnect"}
 
         async def send(message):
