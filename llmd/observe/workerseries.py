@@ -7,121 +7,117 @@ out, and each family is declared once however many workers have it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from llmd.observe.exposition import Page, label_text
+from llmd.observe.exposition import encodable
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric, Sample
 
 PREFIX = "llamacpp:"
-MAX_TEXT_BYTES = 262_144
-MAX_LINE_CHARS = 1024
+MAX_TEXT_BYTES = 65_536
+MAX_LINE_CHARS = 512
 MAX_SAMPLES = 500
 MAX_FAMILIES = 200
 
-_META = re.compile(r"# (HELP|TYPE) (llamacpp:[a-zA-Z0-9_:]{1,100})(?: (.*))?", re.ASCII)
-_NUMBER = r"[+-]?(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})(?:[eE][+-]?\d{1,3})?|[+-]Inf|NaN"
-_SAMPLE = re.compile(
-    rf"(llamacpp:[a-zA-Z0-9_:]{{1,100}})(?:\{{(.*)\}})?[ \t]+({_NUMBER})(?:[ \t]+-?\d+)?[ \t]*",
-    re.ASCII,
-)
-_LABEL = re.compile(
-    r'[ \t]*([a-zA-Z_][a-zA-Z0-9_]{0,60})="((?:[^"\\]|\\[\\n"]){0,200})"[ \t]*(?:,|$)'
-)
-_ESCAPED = re.compile(r"\\([\\n\"])")
+_NAME = re.compile(r"llamacpp:[a-zA-Z0-9_:]{1,100}")
+_LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]{0,60}")  # __ is Prometheus' own
 
 
 @dataclass(slots=True)
 class _Family:
     kind: str
     help: str
-    samples: dict[str, float] = field(default_factory=dict)
+    samples: dict[tuple[tuple[str, str], ...], Sample] = field(default_factory=dict)
 
 
-def add_worker_series(page: Page, texts: Mapping[str, bytes]) -> None:
-    """Add every worker's series to `page`.
+class WorkerSeries:
+    """A collector of what the workers printed: one family a name, all models' samples in it.
 
     Args:
-        page: Gets one family each, with the samples of all models under it.
         texts: What each model's worker answered to `GET /metrics`.
     """
-    families: dict[str, _Family] = {}
-    for model, text in texts.items():
-        _read(model, text, families)
-    for name, family in families.items():
-        if family.samples:
-            page.head(name, _safe_kind(name, family.kind, families), family.help)
-            for labels, value in family.samples.items():
-                page.sample(name, labels, value)
+
+    def __init__(self, texts: Mapping[str, bytes]) -> None:
+        self._texts = texts
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families."""
+        from prometheus_client.core import Metric
+
+        families: dict[str, _Family] = {}
+        for model, text in self._texts.items():
+            _read(model, text, families)
+        for name, family in families.items():
+            kind = _kind(name, family, families)
+            own = name.removesuffix("_total") if kind == "counter" else name
+            metric = Metric(own, family.help, kind)
+            metric.samples.extend(family.samples.values())
+            yield metric
 
 
 def _read(model: str, text: bytes, families: dict[str, _Family]) -> None:
-    kinds: dict[str, str] = {}
-    helps: dict[str, str] = {}
-    taken = 0
-    # the last line may be cut in two by the bound, and half a number is a wrong number
-    whole = text if len(text) <= MAX_TEXT_BYTES else text[: text.rfind(b"\n", 0, MAX_TEXT_BYTES)]
-    for line in whole.decode(errors="replace").split("\n"):
-        if not line.startswith((PREFIX, "# ")) or len(line) > MAX_LINE_CHARS:
+    said: dict[tuple[str, str], str] = {}
+    tried = 0
+    for line in _lines(text):
+        if line.startswith("#"):
+            parts = line.split(None, 3)
+            if len(parts) == 4:
+                said.setdefault((parts[1], parts[2]), parts[3].strip())
             continue
-        line = line.rstrip("\r")  # noqa: PLW2901
-        meta = _META.fullmatch(line)
-        if meta is not None:
-            target = kinds if meta[1] == "TYPE" else helps
-            if len(target) < MAX_FAMILIES:
-                target.setdefault(meta[2], (meta[3] or "").strip())
+        tried += 1
+        if tried > MAX_SAMPLES:
+            return
+        sample = _sample(model, line)
+        if sample is None:
             continue
-        sample = _SAMPLE.fullmatch(line)
-        labels = None if sample is None else _labels(model, sample[2] or "")
-        if sample is None or labels is None:
-            continue
-        name = sample[1]
+        name = sample.name
         family = families.get(name)
         if family is None:
             if len(families) >= MAX_FAMILIES:
                 continue
-            kind = _kind(name, kinds.get(name, ""))
-            families[name] = family = _Family(kind, _printable(helps.get(name, "")))
+            about = _printable(said.get(("HELP", name), ""))
+            families[name] = family = _Family(said.get(("TYPE", name), ""), about)
+        labels = tuple(sorted(sample.labels.items()))
         if labels not in family.samples:  # a series may be given once only
-            family.samples[labels] = float(sample[3])
-            taken += 1
-            if taken >= MAX_SAMPLES:
-                return
+            family.samples[labels] = sample
 
 
-def _kind(name: str, said: str) -> str:
-    """Return a type that both text formats take for this name."""
-    if said == "gauge" or (said == "counter" and name.endswith("_total")):
-        return said
-    return "untyped"
+def _lines(text: bytes) -> Iterator[str]:
+    # the last line may be cut in two by the bound, and half a number is a wrong number
+    whole = text if len(text) <= MAX_TEXT_BYTES else text[: text.rfind(b"\n", 0, MAX_TEXT_BYTES)]
+    for line in whole.decode(errors="replace").split("\n"):
+        if len(line) <= MAX_LINE_CHARS and line.startswith((PREFIX, "# ")):
+            yield line
 
 
-def _safe_kind(name: str, kind: str, families: Mapping[str, _Family]) -> str:
-    """Return `kind`, unless another family has a name that OpenMetrics reserves for a counter."""
+def _sample(model: str, line: str) -> Sample | None:
+    """Read a sample and put `model` to it; None when it is malformed."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    try:
+        ((sample,),) = (family.samples for family in text_string_to_metric_families(line))
+        value = float(sample.value)
+    except (ValueError, LookupError, OverflowError):  # all that the parser is known to trip into
+        return None
+    if not _NAME.fullmatch(sample.name) or not all(map(_LABEL.fullmatch, sample.labels)):
+        return None
+    labels = {label: _printable(text) for label, text in sample.labels.items()}
+    labels["model"] = encodable(model)  # the worker's own word for it gives way to ours
+    return sample._replace(labels=labels, value=value, timestamp=None)
+
+
+def _kind(name: str, family: _Family, families: Mapping[str, _Family]) -> str:
+    """Return the type that the family was said to be of, if both formats allow it to be."""
     base = name.removesuffix("_total")
-    if kind == "counter" and (base in families or f"{base}_created" in families):
-        return "untyped"
-    return kind
-
-
-def _labels(model: str, text: str) -> str | None:
-    """Read label pairs and put `model` first; None when they are malformed."""
-    pairs: dict[str, str] = {}
-    at = 0
-    while at < len(text):
-        pair = _LABEL.match(text, at)
-        if pair is None:
-            return None
-        at = pair.end()
-        if pair[1] in pairs or pair[1].startswith("__"):  # Prometheus' own: __name__ and such
-            return None
-        pairs[pair[1]] = _printable(_ESCAPED.sub(_unescaped, pair[2]))
-    pairs.pop("model", None)  # the worker's own word for it gives way to ours
-    names = sorted(pairs)  # one order, or the same series could come twice
-    return label_text(["model", *names], [model, *(pairs[name] for name in names)])
-
-
-def _unescaped(match: re.Match[str]) -> str:
-    return "\n" if match[1] == "n" else match[1]
+    if family.kind == "counter" and base != name:
+        # OpenMetrics knows a counter by its base, which nobody else may have then
+        alone = base not in families and f"{base}_created" not in families
+        counts = all(sample.value >= 0 for sample in family.samples.values())
+        return "counter" if alone and counts else "unknown"
+    return "gauge" if family.kind == "gauge" else "unknown"
 
 
 def _printable(text: str) -> str:

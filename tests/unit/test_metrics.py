@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
+import prometheus_client
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from llmd.core.lifecycle import Priority, RequestState, WorkerState
 from llmd.core.record import CancelCause, RequestRecord
-from llmd.observe.exposition import Counter, Histogram, Page, wants_openmetrics
+from llmd.observe.exposition import Counter, Histogram, encode, wants_openmetrics
 from llmd.observe.metrics import Metrics, QueueSample, WorkerSample
 from llmd.observe.workerseries import MAX_FAMILIES, MAX_SAMPLES, MAX_TEXT_BYTES
 
@@ -33,13 +36,13 @@ llamacpp:predicted_tokens_seconds 1.5e+02
 def metrics(**more) -> Metrics:
     return Metrics(
         version="1.2.3",
-        is_model={"qwen", 'we"ird\\'}.__contains__,
+        is_model={"qwen", 'we"ird\\', "caf\udce9"}.__contains__,
         is_key={"alice"}.__contains__,
         **more,
     )
 
 
-def samples(made: Metrics, texts=None) -> dict[tuple[str, tuple[str, ...]], float]:
+def samples(made: Metrics, texts=None) -> dict[tuple[str, tuple[str, ...]], float | str]:
     """Render both formats, hold them together, and return one of them, parsed."""
     found = []
     for openmetrics, parse in ((False, parse_text), (True, parse_openmetrics)):
@@ -52,7 +55,7 @@ def samples(made: Metrics, texts=None) -> dict[tuple[str, tuple[str, ...]], floa
             for sample in family.samples:
                 key = (sample.name, tuple(v for _, v in sorted(sample.labels.items())))
                 assert key not in held
-                held[key] = sample.value
+                held[key] = sample.value if sample.value == sample.value else "NaN"
         assert len(names) == len(set(names))
         found.append(held)
     assert found[0] == found[1]
@@ -207,12 +210,16 @@ def test_histograms_start_at_a_millisecond_and_end_at_infinity():
         assert held[-1][1] == 1
 
 
-def test_names_of_models_are_escaped():
-    made = metrics()
-    weird = record(model='we"ird\\')
+@pytest.mark.parametrize(("name", "shown"), [('we"ird\\',) * 2, ("caf\udce9", "caf\\udce9")])
+def test_names_of_models_are_escaped(name, shown):
+    made = metrics(workers=lambda: [WorkerSample(name, WorkerState.READY)])
+    weird = record(model=name)
     weird.end(S.DONE, 101.0, status=200)
     made.finished(weird)
-    assert samples(made)["llmd_requests_total", ("200", 'we"ird\\', "done")] == 1
+    page = samples(made, {name: WORKER_TEXT})
+    assert page["llmd_requests_total", ("200", shown, "done")] == 1
+    assert page["llmd_worker_state", (shown, "ready")] == 1
+    assert page["llamacpp:requests_processing", (shown,)] == 1
 
 
 # --- the workers' own series ---------------------------------------------------------------
@@ -227,6 +234,7 @@ def test_workers_series_get_their_model():
     text = metrics().render({"a": WORKER_TEXT, "b": WORKER_TEXT})[0].decode()
     assert text.count("# TYPE llamacpp:prompt_tokens_total counter\n") == 1
     assert text.count("# HELP llamacpp:prompt_tokens_total ") == 1
+    assert "llamacpp:" not in metrics().render()[0].decode()
 
 
 @pytest.mark.parametrize(
@@ -238,7 +246,6 @@ def test_workers_series_get_their_model():
         b"llamacpp:x one",
         b"llamacpp:x 1_000",
         b"llamacpp:x 0x10",
-        b"llamacpp:x 1 2 3",
         b"llamacpp:x{ 1",
         b"llamacpp:x{a=b} 1",
         b'llamacpp:x{a="b} 1',
@@ -281,6 +288,13 @@ def test_a_worker_cannot_give_a_series_twice_or_a_false_type():
     assert page["llamacpp:c", ("qwen", "1", "2")] == 1
 
 
+def test_a_counter_of_a_worker_that_does_not_count_is_passed_on_as_it_is():
+    text = WORKER_TEXT.replace(b"total 42", b"total -42") + b"llamacpp:tokens_max 7\n"
+    page = samples(metrics(), {"qwen": b"# TYPE llamacpp:tokens_max counter\n" + text})
+    assert page["llamacpp:prompt_tokens_total", ("qwen",)] == -42
+    assert page["llamacpp:tokens_max", ("qwen",)] == 7
+
+
 def test_families_of_a_worker_cannot_collide_in_openmetrics():
     text = b"llamacpp:c 1\nllamacpp:c_total 2\nllamacpp:d_total 3\nllamacpp:d_created 4\n"
     kinds = b"# TYPE llamacpp:c_total counter\n# TYPE llamacpp:d_total counter\n"
@@ -298,20 +312,63 @@ def test_a_flood_is_bounded():
     assert ("llamacpp:x", ("qwen",)) not in samples(metrics(), {"qwen": long})
 
 
-@given(
-    st.lists(
-        st.binary(max_size=30).map(lambda data: b"llamacpp:" + data)
-        | st.sampled_from(WORKER_TEXT.splitlines())
-        | st.text(alphabet='llamacpp:{}"\\,=abc 0123456789.eE+-#TYPE\r\t', max_size=40).map(
-            lambda text: text.encode()
-        )
-    )
+FAMILIES = st.sampled_from(["a", "a_total", "a_created", "a_total_total", "a_bucket"])
+LINES = st.one_of(
+    st.binary(max_size=30).map(lambda data: b"llamacpp:" + data),
+    st.sampled_from(WORKER_TEXT.splitlines()),
+    st.text(alphabet='llamacpp:{}"\\,=abc 0123456789.eE+-#TYPE\r\t', max_size=40).map(
+        lambda text: text.encode()
+    ),
+    st.builds(
+        lambda name, kind: f"# TYPE llamacpp:{name} {kind}".encode(),
+        FAMILIES,
+        st.sampled_from(["counter", "gauge", "histogram", "summary", "info", "x y"]),
+    ),
+    st.builds(
+        lambda name, value: f"llamacpp:{name} {value}".encode(),
+        FAMILIES,
+        st.sampled_from(["1", "-1", "NaN", "+Inf", "-Inf", "1e999"]),
+    ),
 )
-def test_whatever_a_worker_prints_the_page_stays_readable(lines):
-    samples(metrics(), {"qwen": b"\n".join(lines)})
 
 
-# --- the formats ---------------------------------------------------------------------------
+@given(st.lists(LINES), st.lists(LINES))
+def test_whatever_workers_print_the_page_stays_readable(one, other):
+    samples(metrics(), {"qwen": b"\n".join(one), "we": b"\n".join(other)})
+
+
+# --- the library and the formats -----------------------------------------------------------
+
+
+def test_the_registry_is_our_own():
+    made = metrics()
+    assert made.registry is not prometheus_client.REGISTRY
+    assert made.registry.get_sample_value("llmd_build_info", {"version": "1.2.3"}) == 1
+    assert prometheus_client.generate_latest(made.registry) == made.render()[0]
+    assert not [m for m in prometheus_client.REGISTRY.collect() if m.name.startswith("llmd")]
+
+
+def test_nothing_is_imported_before_the_first_scrape():
+    script = """
+import sys
+from llmd.observe.metrics import Metrics
+import llmd.daemon
+made = Metrics(version="1", is_model=bool, is_key=bool)
+made.refused("k", "queue_full")
+assert "prometheus_client" not in sys.modules
+made.render()
+assert "prometheus_client" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_content_types():
+    assert metrics().render()[1] == "text/plain; version=0.0.4; charset=utf-8"
+    assert (
+        metrics()
+        .render(openmetrics=True)[1]
+        .startswith("application/openmetrics-text; version=1.0.0; charset=utf-8")
+    )
 
 
 @pytest.mark.parametrize(
@@ -339,15 +396,19 @@ def test_any_value_reads_back(values, observed):
     histogram = Histogram("h", "", (0.001, 1, 1e6))
     for value in observed:
         histogram.observe((), value)
+    registry = prometheus_client.CollectorRegistry()
+
+    class Both:
+        def collect(self):
+            return [counter.family(), histogram.family()]
+
+    registry.register(Both())
     for openmetrics, parse in ((False, parse_text), (True, parse_openmetrics)):
-        page = Page(openmetrics=openmetrics)
-        page.counter(counter)
-        page.histogram(histogram)
-        families = {family.name: family for family in parse(page.bytes().decode())}
-        if values:
-            assert families["c"].documentation == "Help \\ with\nbreaks"
-            found = {(s.labels["a"],): s.value for s in families["c"].samples}
-            assert found == values
+        page, _ = encode(registry, openmetrics=openmetrics)
+        families = {family.name: family for family in parse(page.decode())}
+        assert families["c"].documentation == "Help \\ with\nbreaks"
+        found = {(s.labels["a"],): s.value for s in families["c"].samples}
+        assert found == values
         ends = {s.labels.get("le", s.name): s.value for s in families["h"].samples}
         assert ends["1.0"] == len([value for value in observed if value <= 1])
         assert ends["+Inf"] == ends["h_count"] == len(observed)
