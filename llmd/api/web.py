@@ -14,11 +14,12 @@ import trio
 from hypercorn.typing import ASGIReceiveCallable
 from quart import Request
 from quart import request as current
+from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest, TrioResponse
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
-from werkzeug.routing import BaseConverter
+from werkzeug.routing import BaseConverter, MapAdapter
 
 from llmd.api import errors as edge
 from llmd.api.auth import Principal, require_admin
@@ -28,6 +29,7 @@ from llmd.api.routing import Access, Call, Reply, Route
 from llmd.api.schema import KINDS
 from llmd.api.server import Json
 from llmd.api.services import Services
+from llmd.errors import LlmdError
 
 _BODILESS = (204, 304)
 
@@ -80,6 +82,12 @@ class _Web(QuartTrio):
     asgi_http_class = _Connection
     request_class = _Request
 
+    def create_url_adapter(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
+        """Find routes by path alone: Quart reads the Host header here, and falls over odd ones."""
+        if request is None:
+            return None
+        return self.url_map.bind("llmd", default_method=request.method, path_info=request.path)
+
 
 class _AssetName(BaseConverter):
     """The names of files that a llama-server's web UI consists of."""
@@ -123,9 +131,15 @@ def _call(services: Services, request: _Request) -> Call:
 async def _admit(services: Services, access: Access, scope: Json) -> Principal | None:
     if access is Access.OPEN:
         return None
-    principal = await services.gate.admit(scope, services.gate.client(scope))
-    if access is Access.ADMIN:
-        require_admin(principal)
+    name = ""
+    try:
+        principal = await services.gate.admit(scope, services.gate.client(scope))
+        name = principal.name
+        if access is Access.ADMIN:
+            require_admin(principal)
+    except LlmdError as refused:
+        services.metrics.refused(name, refused.code)  # it has no record that could be counted
+        raise
     return principal
 
 

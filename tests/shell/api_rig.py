@@ -233,7 +233,9 @@ class Rig:
         """
         if not isinstance(body, bytes):
             body = msgspec.json.encode(body)
-        found = [(b"host", b"127.0.0.1:7860"), *[(n.encode(), v.encode()) for n, v in headers]]
+        found = [(name.encode(), value.encode()) for name, value in headers]
+        if not any(name == b"host" for name, _ in found):
+            found.append((b"host", b"127.0.0.1:7860"))
         if key is not None:
             found.append((b"authorization", f"Bearer {key}".encode()))
         if body and not any(name == b"content-length" for name, _ in found):

@@ -27,10 +27,23 @@ async def test_an_unknown_path_is_404(demo_models, method, path):
     assert answer.error["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize("path", ["/vram", "/v1/usage", "/v1/telemetry/summary", "/metrics/stream"])
-async def test_what_comes_later_is_not_there_yet(demo_models, path):
+LATER = (
+    "/metrics/stream",
+    "/v1/chat/completions/control",
+    "/v1/models/status/stream",
+    "/v1/telemetry/summary",
+    "/v1/usage",
+    "/vram",
+)
+
+
+async def test_what_comes_later_is_not_there_yet(demo_models):
     async with api(demo_models) as rig:
-        assert (await rig.ask("GET", path)).status == 404
+        for path in LATER:
+            for method in ("GET", "POST"):
+                answer = await rig.ask(method, path)
+                assert answer.status in (404, 405), (method, path)
+                assert answer.error["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize(
@@ -121,6 +134,22 @@ async def test_each_route_keeps_out_who_may_not_use_it(demo_models, autojump_clo
             if route.access is Access.ADMIN:
                 assert user.error["code"] == "permission_denied"
                 assert user.error["type"] == "permission_error"
+
+
+async def test_who_is_kept_out_is_counted(demo_models):
+    async with api(demo_models) as rig:
+        await rig.ask("GET", "/v1/models", key="wrong")
+        await rig.ask("GET", "/metrics", key=ALICE)
+        page = (await rig.ask("GET", "/metrics")).body
+    assert b'llmd_refused_total{key="invalid",reason="invalid_api_key"} 1' in page
+    assert b'llmd_refused_total{key="alice",reason="permission_denied"} 1' in page
+
+
+@pytest.mark.parametrize("host", ["", "a b", "[::1", "x" * 300, "\x7f", "évil"])
+async def test_an_odd_host_is_no_crash(demo_models, host):
+    async with api(demo_models) as rig:
+        answer = await rig.ask("GET", "/v1/models", headers=[("host", host)])
+    assert answer.status == 200
 
 
 async def test_guessing_keys_becomes_slow(demo_models, autojump_clock):

@@ -110,8 +110,11 @@ def _worker(call: Call) -> Worker:
     model = call.services.resolve(call.query.get("model"), call.principal)
     worker = call.services.serving(model.name)
     if worker is None:
+        queues = call.services.scheduler.statistics().models
         raise errors.ModelNotLoaded(
-            f"{model.name} is not loaded now, and this path never loads a model", param="model"
+            f"{model.name} is not loaded now, and this path never loads a model",
+            param="model",
+            retry_after_s=next((q.load_s for q in queues if q.model == model.name), None),
         )
     return worker
 
