@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,7 +26,8 @@ _POLL_SHARE = 0.05  # of the time waited so far: a load is seen at most this muc
 _MEMORY_STEP_BYTES = 1 << 20
 _IO_STEP_BYTES = 1 << 16
 _BUSY_SHARE = 0.05  # CPU seconds a second below which nothing is being computed
-_PATIENCE = 6  # deadlines that /slots may miss without using the CPU: one batch on a slow GPU
+_PATIENCE = 6  # deadlines missed before a worker is given up in any case
+_HEALTH_IDLE = 2  # deadlines that /health may miss without using the CPU
 
 
 class ControlCalls(Protocol):
@@ -170,7 +171,7 @@ async def _identify(
     if wanted and not _same_file(props.model_path, wanted):
         reason = f"the worker serves {clean(props.model_path[:200])!r} instead of {wanted}"
         raise Unfit(Diagnosis(ExitCause.IDENTITY, reason, permanent=True))
-    return Readiness(pid, props.total_slots, props.context_tokens)
+    return Readiness(pid, props.total_slots, props.context_tokens or spec.context_tokens)
 
 
 def _same_file(left: str, right: str) -> bool:
@@ -180,27 +181,46 @@ def _same_file(left: str, right: str) -> bool:
 async def examine(control: ControlCalls, child: Child, timeout_s: float) -> str:
     """Check a worker that is suspected, or just due; return what is wrong, "" when it is well.
 
-    /health is answered at any time, so silence there is a hang. /slots is answered between
-    batches, so silence there is a hang only of a process that computes nothing meanwhile, or of
-    one that waits for a GPU longer than any batch takes.
+    /health is answered at any time, so silence there is a hang, unless the box is so busy that
+    the process merely lacks its share. /slots is answered between batches, so silence there is a
+    hang only of a process that computes nothing for longer than a GPU takes over any batch.
     """
-    try:
-        await control.health(timeout_s)
-    except (WorkerStalled, WorkerDied, BadWorkerResponse) as error:
-        return error.message
+    wrong = await _insist(
+        control.health, child, timeout_s, idle_limit=_HEALTH_IDLE, busy_is_well=False
+    )
+    return wrong or await _insist(
+        control.slots, child, timeout_s, idle_limit=_PATIENCE, busy_is_well=True
+    )
+
+
+async def _insist(
+    ask: Callable[[float], Awaitable[object]],
+    child: Child,
+    timeout_s: float,
+    *,
+    idle_limit: int,
+    busy_is_well: bool,
+) -> str:
+    """Ask until there is an answer, or too many deadlines were missed, and say what is wrong."""
+    idle = 0
     for _ in range(_PATIENCE):
-        before, asked = child.vital_signs().cpu_s, trio.current_time()
+        cpu_s, asked = child.vital_signs().cpu_s, trio.current_time()
         try:
-            await control.slots(timeout_s)
+            await ask(timeout_s)
         except WorkerStalled as error:
-            elapsed = trio.current_time() - asked
-            if child.vital_signs().cpu_s - before > _BUSY_SHARE * elapsed:
-                return ""
             silent = error.message
+            used_s = child.vital_signs().cpu_s - cpu_s
+            if used_s > _BUSY_SHARE * (trio.current_time() - asked):
+                if busy_is_well:
+                    return ""
+                continue
+            idle += 1
+            if idle >= idle_limit:
+                return f"{silent}, {idle} times, and it computes nothing"
         except WorkerDied as error:
             return error.message
         except BadWorkerResponse:
             return ""  # it answers, though not what it should: not hung
         else:
             return ""
-    return f"{silent}, and it computes nothing"
+    return f"{silent}, {_PATIENCE} times"

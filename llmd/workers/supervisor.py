@@ -11,6 +11,7 @@ from pathlib import Path
 import trio
 
 from llmd.core.events import WorkerChanged
+from llmd.errors import StartFailed
 from llmd.workers.command import WorkerSpec
 from llmd.workers.life import Tools
 from llmd.workers.process import REAP_S, ProcessLauncher
@@ -110,8 +111,10 @@ class Supervisor:
         """Start `model` if need be, wait until it serves, and return its worker.
 
         Raises:
-            StartFailed: It failed, or was stopped.
+            StartFailed: It failed, or was stopped, or everything is being stopped.
         """
+        if self._closing:
+            raise StartFailed("llmd is shutting down", permanent=False)
         worker = self._made(model)
         await worker.ensure_ready(context_tokens=context_tokens, reason=reason)
         return worker

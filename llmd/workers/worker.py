@@ -254,34 +254,15 @@ class Worker:
 
     async def _live(self, reason: str) -> None:
         """One process, from its start to its end."""
-        started_at, first_line = trio.current_time(), self.log.sequence
         self._starts[reason] += 1
         self._lives += 1
         self._move(_W.STARTING)
         again: Start | None = None
         async with trio.open_nursery() as nursery:
-            try:
-                self.spec = spec = self._make_spec(self._wanted_context)
-                child = await self._tools.launcher.start(spec, self.log, nursery)
-            except OSError as error:
-                self._fail(diagnose_spawn(error, spec.argv[0]))
+            self._life = life = await self._spawn(nursery)
+            if life is None:
+                nursery.cancel_scope.cancel()
                 return
-            except LlmdError as error:
-                permanent = not isinstance(error, StartFailed) or error.permanent
-                self._fail(Diagnosis(ExitCause.UNSTARTABLE, error.message, permanent=permanent))
-                return
-            self._life = life = Life(
-                number=self._lives,
-                spec=spec,
-                child=child,
-                control=self._tools.control(spec.socket_path),
-                nursery=nursery,
-                inbox=self._inbox,
-                settings=self._settings,
-                started_at=started_at,
-                first_line=first_line,
-                pid=child.pid,
-            )
             try:
                 nursery.start_soon(life.watch_death)
                 nursery.start_soon(life.watch_start)
@@ -293,6 +274,32 @@ class Worker:
                 self._life = None
         if again is not None:
             self._inbox.post_first(again)
+
+    async def _spawn(self, nursery: trio.Nursery) -> Life | None:
+        """Start the process; None when that fails, which has been dealt with then."""
+        started_at, first_line = trio.current_time(), self.log.sequence
+        try:
+            self.spec = spec = self._make_spec(self._wanted_context)
+            child = await self._tools.launcher.start(spec, self.log, nursery)
+        except OSError as error:
+            self._fail(diagnose_spawn(error, self.spec.argv[0] if self.spec else self.model))
+            return None
+        except LlmdError as error:
+            permanent = not isinstance(error, StartFailed) or error.permanent
+            self._fail(Diagnosis(ExitCause.UNSTARTABLE, error.message, permanent=permanent))
+            return None
+        return Life(
+            number=self._lives,
+            spec=spec,
+            child=child,
+            control=self._tools.control(spec.socket_path),
+            nursery=nursery,
+            inbox=self._inbox,
+            settings=self._settings,
+            started_at=started_at,
+            first_line=first_line,
+            pid=child.pid,
+        )
 
     async def _attend(self, life: Life) -> None:
         """With a process: handle what comes until it has ended."""

@@ -143,6 +143,8 @@ async def test_nothing_starts_once_all_are_stopping(autojump_clock):
         await it.supervisor.stop_all()
         it.supervisor.start("a")
         it.supervisor.start("b")
+        with pytest.raises(StartFailed):
+            await it.supervisor.ensure_ready("a")
         await trio.sleep(10)
         assert it.states("a")[-1] == "off"
         assert it.states("b") == []
