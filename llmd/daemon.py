@@ -46,7 +46,7 @@ from llmd.observe.log import log, setup
 from llmd.observe.metrics import Metrics
 from llmd.registry import Registry
 from llmd.scheduler import Scheduler
-from llmd.workers.engine import find_engine
+from llmd.workers.engine import Engine, find_engine
 from llmd.workers.settings import WorkerSettings
 from llmd.workers.supervisor import Supervisor
 
@@ -87,12 +87,13 @@ class Daemon:
     Args:
         config: Validated.
         runtime: Directory for sockets and worker records; made private to the daemon's user.
+        engine: Which llama-server; default: the one that `llama.binary` means.
 
     Raises:
         ConfigError: No engine, no model, or an address that would be open to the network.
     """
 
-    def __init__(self, config: Config, runtime: Path) -> None:
+    def __init__(self, config: Config, runtime: Path, *, engine: Engine | None = None) -> None:
         self.config = config
         authenticator = Authenticator(config)
         listen_allowed(
@@ -108,7 +109,7 @@ class Daemon:
                     "llama.models_dir, add [[models]], or try llmd demo"
                 ]
             )
-        self.engine = find_engine(config.llama.binary)
+        self.engine = engine or find_engine(config.llama.binary)
         self.catalog = Catalog.load(config.models, models_dir)
         sockets = runtime / "workers"
         self.fleet = Fleet(

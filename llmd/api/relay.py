@@ -22,6 +22,7 @@ from llmd.workers.upstream import Upstream, UpstreamResponse
 _T = TypeVar("_T")
 _HEADERS = ((b"Content-Type", b"application/json"),)
 
+PROGRESS = b'"prompt_progress":'  # quoted: no text of an answer can hold it
 MAX_PLAIN_BYTES = 1 << 28  # embeddings of a large batch are large; nothing honest is larger
 
 
@@ -36,6 +37,9 @@ class Relay:
         keepalive_s: Silence after which a streaming client gets a comment; inf = never.
         stall_s: Silence of the worker after which `suspect` is called; inf = never.
         suspect: Has the worker checked; a hung one is killed, which breaks the connection.
+
+    Attributes:
+        drop_progress: The client did not ask for the prompt's progress: keep it from it.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Relay:
         self._stall_s = stall_s
         self._suspect = suspect
         self._suspected = False
+        self.drop_progress = False
         self._silent_since = 0.0
         self._told = 0.0
 
@@ -117,9 +122,11 @@ class Relay:
         splitter, pace = Splitter(self._choices), Pace()
         while data := await self._minded(response.receive):
             events = splitter.feed(data)
+            if self.drop_progress and PROGRESS in events:
+                events = without_progress(events)
             if not events:
                 continue
-            if record.first_byte_at is None and splitter.generating:
+            if record.first_byte_at is None and (self.drop_progress or splitter.generating):
                 record.first_byte(self._told)
             if not answer.started:
                 answer.streaming = True
@@ -168,6 +175,13 @@ class Relay:
             await self._answer.more(b"data: %b\n\n" % body.replace(b"\n", b" "))
             await self._answer.end()
         return plain_usage(body, self._choices)
+
+
+def without_progress(events: bytes) -> bytes:
+    """Return whole events without those that only report on the prompt."""
+    return b"".join(
+        b"%b\n\n" % event for event in events.split(b"\n\n") if event and PROGRESS not in event
+    )
 
 
 def is_event_stream(response: UpstreamResponse) -> bool:
