@@ -90,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--slow-layers",
         type=int,
-        default=12,
-        help="size of the model for single-events, 17 MB each: more where tokens come too fast",
+        default=500,
+        help="depth of the model for single-events, at most 512: less where tokens take too long",
     )
     return parser
 

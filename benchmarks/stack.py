@@ -84,8 +84,10 @@ def choose_engine(wanted: str, directory: Path) -> tuple[Path, str]:
 
 def write_models(directory: Path, *, slow_layers: int) -> dict[str, Path]:
     """Write the demo models, and one whose tokens take several milliseconds each."""
+    # Deep rather than wide: the time goes into calls and not into weights, so that a token does
+    # not push the daemon's memory out of the caches as a model of that speed otherwise would.
     slow = demo.Shape(
-        SLOW, CONTEXT_TOKENS, width=512, layers=slow_layers, feed_forward=2048, heads=8, kv_heads=8
+        SLOW, CONTEXT_TOKENS, width=64, layers=slow_layers, feed_forward=32, heads=1, kv_heads=1
     )
     small, _ = demo.write_demo_models(directory)
     return {SMALL: small, SLOW: demo.write_model(directory, slow)}
