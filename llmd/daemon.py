@@ -1,7 +1,8 @@
 """The composition root: who owns what, the order of starting, and the order of ending.
 
 Ending: not ready any more, nothing admitted, what is queued is turned away, what runs may finish
-until the drain is over, HTTP stops, workers stop side by side. A second signal skips the waiting.
+until the drain is over, HTTP stops, workers stop side by side, and last the admin socket, where
+operators watch. A second signal skips the waiting.
 """
 
 from __future__ import annotations
@@ -23,10 +24,14 @@ from pathlib import Path
 import trio
 
 from llmd import __version__
+from llmd.admin.peercred import Rights
+from llmd.admin.rooms import Rooms
+from llmd.admin.server import AdminServer, socket_path
 from llmd.api.app import build_app
 from llmd.api.auth import Authenticator
 from llmd.api.gate import Gate
 from llmd.api.origin import TrustedProxies, listen_allowed
+from llmd.api.routes import health
 from llmd.api.schema import SchemaLimits
 from llmd.api.server import HttpServer
 from llmd.api.services import Services
@@ -36,7 +41,8 @@ from llmd.core import policy
 from llmd.core.events import Action, DrainWorker, SwitchRequested, WorkerChanged
 from llmd.core.lifecycle import WorkerState
 from llmd.core.ratelimit import RateLimiter
-from llmd.core.record import CancelCause
+from llmd.core.recent import Recent
+from llmd.core.record import CancelCause, RequestRecord
 from llmd.core.tokens import TokenEstimator
 from llmd.errors import ConfigError, LlmdError
 from llmd.fleet import Fleet, total_memory_bytes
@@ -126,7 +132,7 @@ class Daemon:
             queue=lambda: self.fleet.queue_sample(self.scheduler.statistics()),
             workers=lambda: self.fleet.worker_samples(self.supervisor.statistics()),
         )
-        self.registry = Registry(config.server.request_history)
+        self.registry = Registry(config.server.request_history, on_close=self._request_ended)
         self.supervisor = Supervisor(
             specs=self.fleet.spec,
             settings=WorkerSettings.of(config.worker),
@@ -158,6 +164,8 @@ class Daemon:
             metrics=self.metrics,
             preloading=bool(config.worker.preload),
         )
+        self._url = ""
+        self.admin = self._admin_server(runtime)
         self.http = HttpServer(
             build_app(self.services),
             tls=_tls_context(config),
@@ -170,7 +178,18 @@ class Daemon:
 
     async def run(self, *, task_status: trio.TaskStatus[Bound] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until SIGTERM, SIGINT or SIGHUP; see `serve`."""
-        bound = self._bind()
+        self.admin.open()  # first, so that a second daemon is told before it does anything
+        try:
+            bound = self._bind()
+            async with trio.open_nursery() as last:  # operators watch the rest start and end
+                await last.start(self.admin.run)
+                await self._run(bound, task_status)
+                last.cancel_scope.cancel()
+        finally:
+            self.admin.close()
+        log(_log, "stopped")
+
+    async def _run(self, bound: Bound, task_status: trio.TaskStatus[Bound]) -> None:
         notify = sdnotify.Notifier.from_env(os.environ, os.getpid())
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as owners:
@@ -186,7 +205,6 @@ class Daemon:
                 notify.stopping()
                 await self._end(signals)
                 owners.cancel_scope.cancel()
-        log(_log, "stopped")
 
     # --- starting ---------------------------------------------------------------------------
 
@@ -207,7 +225,25 @@ class Daemon:
         local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
         shown = f"[{local}]" if ":" in local else local
         scheme = "https" if server.tls_cert else "http"
-        return Bound(tuple(addresses), f"{scheme}://{shown}:{port}")
+        self._url = f"{scheme}://{shown}:{port}"
+        return Bound(tuple(addresses), self._url)
+
+    def _admin_server(self, runtime: Path) -> AdminServer:
+        server, queue = self.config.server, self.config.queue
+        rooms = Rooms(
+            operations=self.services.operations,
+            fleet=self.fleet,
+            recent=Recent(),
+            health=lambda: health.state(self.services),
+            url=lambda: self._url,
+            engine=f"{self.engine.kind.value} {self.engine.version}",
+            max_queued=queue.max_size,
+            max_queued_tokens=queue.max_tokens,
+            memory_total_bytes=total_memory_bytes(),
+            started_at=self.services.started_at,
+        )
+        rights = Rights.of(server.admin_group, read_all=server.admin_read_all)
+        return AdminServer(rooms, socket_path(server.admin_socket, runtime), rights)
 
     def _announce(self, bound: Bound) -> None:
         if self._open:
@@ -274,6 +310,9 @@ class Daemon:
     def _acted(self, action: Action) -> None:
         if isinstance(action, DrainWorker):
             self.metrics.evicted(action.model, action.rule.value)
+
+    def _request_ended(self, record: RequestRecord) -> None:
+        self.admin.ended(record)
 
     def _evict_request(self, request_id: str) -> None:
         handle = self.registry.live(request_id)

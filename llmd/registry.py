@@ -43,7 +43,8 @@ class Handle:
     async def closed(self) -> None:
         """Wait until the request has ended and the registry only remembers it."""
         if not self.record.ended:
-            self._closed = self._closed or trio.Event()
+            if self._closed is None:
+                self._closed = trio.Event()
             await self._closed.wait()
 
     def _close(self) -> None:
@@ -121,10 +122,17 @@ class Registry:
     Args:
         history: How many ended requests are remembered.
         wall_clock: For `created`.
+        on_close: Told of each request that has ended; must neither block nor raise.
     """
 
-    def __init__(self, history: int, wall_clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        history: int,
+        wall_clock: Callable[[], float] = time.time,
+        on_close: Callable[[RequestRecord], None] = lambda _record: None,
+    ) -> None:
         self._history = history
+        self._on_close = on_close
         self._wall_clock = wall_clock
         self._live: dict[str, Handle] = {}
         self._ended: dict[str, RequestRecord] = {}
@@ -164,6 +172,7 @@ class Registry:
                 del self._ended[next(iter(self._ended))]
             self._ended[record.id] = record
         handle._close()
+        self._on_close(record)
 
     def live(self, request_id: str) -> Handle | None:
         """Return a request that is on its way."""

@@ -69,10 +69,11 @@ class Lease:
 
     A context manager: leaving it, in whatever way, leaves the queue or frees the slots, at once
     and without yielding. `used_tokens` is what the holder really used, for the fair shares;
-    left at None, the estimate stands if the lease was granted.
+    left at None, the estimate stands if the lease was granted. `story` is what it waited for, once
+    it is over.
     """
 
-    __slots__ = ("_scheduler", "_woken", "error", "grant", "item", "used_tokens")
+    __slots__ = ("_scheduler", "_woken", "error", "grant", "item", "story", "used_tokens")
 
     def __init__(self, scheduler: Scheduler, item: Queued) -> None:
         self._scheduler = scheduler
@@ -81,6 +82,7 @@ class Lease:
         self.grant: Grant | None = None
         self.error: errors.LlmdError | None = None
         self.used_tokens: int | None = None
+        self.story: tuple[Why, ...] = ()
 
     def __enter__(self) -> Lease:
         return self
@@ -179,7 +181,10 @@ class Scheduler:
 
         Raises:
             LlmdError: It was turned away at once.
+            ValueError: The id is one that waits or runs; its lease stays as it is.
         """
+        if item.id in self._leases:
+            raise ValueError(f"request {item.id!r} is here already")
         lease = Lease(self, item)
         self._leases[item.id] = lease
         self.post(Submitted(item, again))
@@ -192,6 +197,7 @@ class Scheduler:
         if self._leases.get(item.id) is not lease:
             return
         del self._leases[item.id]
+        lease.story = self.story(item.id)
         if lease.grant is None:
             self.post(Cancelled(item.id))
             return
@@ -254,6 +260,7 @@ class Scheduler:
             case Reject():
                 lease = self._leases.pop(action.id)
                 lease.error = refusal(action)
+                lease.story = action.story
                 lease._wake()
             case StartWorker():
                 self._workers.start(

@@ -15,6 +15,7 @@ from llmd.core.tokens import TokenEstimator
 from llmd.fleet import Fleet
 from llmd.models.catalog import Catalog, CatalogModel
 from llmd.observe.metrics import Metrics
+from llmd.operations import Operations
 from llmd.registry import Registry
 from llmd.scheduler import Scheduler
 from llmd.workers.supervisor import Supervisor
@@ -45,6 +46,18 @@ class Services:
     preloading: bool = False
     draining: bool = False
     started_at: float = field(default_factory=time.time)
+
+    @property
+    def operations(self) -> Operations:
+        """What operators do."""
+        return Operations(
+            catalog=self.catalog,
+            registry=self.registry,
+            scheduler=self.scheduler,
+            supervisor=self.supervisor,
+            max_drain_s=self.config.scheduler.max_drain_sec,
+            draining=lambda: self.draining,
+        )
 
     def resolve(self, name: str | None, principal: Principal) -> CatalogModel:
         """Return the model that a request means.

@@ -25,9 +25,6 @@ NOT_YET = frozenset(
     {
         "api_keys.tokens_per_day",
         "api_keys.tokens_per_month",
-        "server.admin_group",
-        "server.admin_read_all",
-        "server.admin_socket",
         "store.database",
         "store.log_prompts",
         "store.prompt_retention_days",

@@ -220,12 +220,16 @@ class Refusal(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """The request is turned away. `retry_after_s` is computed from measured times."""
+    """The request is turned away. `retry_after_s` is computed from measured times.
+
+    `story` is what it waited for before, if it did.
+    """
 
     id: str
     refusal: Refusal
     message: str
     retry_after_s: float
+    story: tuple[Why, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,7 @@ def explain(state: SchedulerState, request_id: str, now: float) -> Why | None:
     if waiting is None:
         return None
     place, ahead = position(state, waiting, now)
-    return _tell(state, waiting, place, ahead, now)
+    return tell(state, waiting, place, ahead, now)
 
 
 def story(state: SchedulerState, request_id: str) -> tuple[Why, ...]:
@@ -138,13 +138,22 @@ def update_stories(state: SchedulerState, now: float) -> None:
         _, model = state.touched.popitem()
         ahead: list[Waiting] = []
         for waiting in model.line.order(now, state.settings.aging_sec):
-            _tell(state, waiting, len(ahead) + 1, ahead, now)
+            tell(state, waiting, len(ahead) + 1, ahead, now)
             ahead.append(waiting)
 
 
-def _tell(
+def tell(
     state: SchedulerState, waiting: Waiting, place: int, ahead: list[Waiting], now: float
 ) -> Why:
+    """Return what `waiting` waits for, and keep it in its story when that is another step.
+
+    Args:
+        state: The policy's.
+        waiting: Who.
+        place: Its place in line, from 1.
+        ahead: Who is ahead of it in line, the first first.
+        now: Seconds.
+    """
     rule, blockers, detail = _reason(state, waiting, ahead, now)
     told = waiting.story
     # who exactly is ahead changes all the time, and is no step of the story

@@ -10,6 +10,7 @@ from enum import Enum
 
 import msgspec
 
+from llmd.core.events import Why
 from llmd.core.lifecycle import REQUEST_ENDS, REQUEST_MOVES, Priority, RequestState, move
 
 _MAX_TEXT = 500
@@ -105,6 +106,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
         retries: Leases that were lost to a worker's death and asked for again.
         worker_pid: The worker that has or had it last; 0 before.
         slot: The worker's slot, where known; else -1.
+        story: What it waited for, step by step, in stays in the queue that are over.
     """
 
     id: str
@@ -141,6 +143,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
     retries: int = 0
     worker_pid: int = 0
     slot: int = -1
+    story: tuple[Why, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.path) > _MAX_TEXT:  # finished records are remembered by the thousand

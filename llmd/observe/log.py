@@ -183,6 +183,13 @@ def render(line: Line, record: logging.LogRecord) -> bytes:
     return text.encode(errors="backslashreplace") + b"\n"
 
 
+def sentence(record: logging.LogRecord) -> str:
+    """Return what a record says, event and fields, in one clean line without its time."""
+    fields: Mapping[str, Any] = record.__dict__.get(_FIELDS) or {}
+    limit = _LIMITS[1]
+    return clean(record.getMessage(), limit) + _pairs(fields, limit)
+
+
 def _text(
     at: float, level: str, name: str, event: str, fields: Mapping[str, Any], limit: int
 ) -> str:

@@ -311,7 +311,7 @@ def test_faults_of_models(faults, entry, fault):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("[server]\nadmin_read_all = true", "2: server.admin_read_all: not supported yet"),
+        ("[store]\nlog_prompts = true", "2: store.log_prompts: not supported yet"),
         ("[worker]\ngpu_devices = [0]", "2: worker.gpu_devices: not supported yet"),
         (
             "[[api_keys]]\nname = 'a'\nkey = 'k'\ntokens_per_day = 5",

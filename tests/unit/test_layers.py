@@ -30,6 +30,7 @@ LAYERS: dict[str, int] = {
     "llmd.scheduler": 3,
     "llmd.registry": 3,
     "llmd.fleet": 3,
+    "llmd.operations": 3,
     "llmd.api": 4,
     "llmd.admin": 4,
     "llmd.client": 4,

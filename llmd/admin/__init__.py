@@ -1,0 +1,1 @@
+"""The operators' side: the admin protocol over a Unix socket, its server and its clients."""

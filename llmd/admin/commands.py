@@ -1,0 +1,380 @@
+"""What each command does: it looks through `Views` and acts through `Operations`.
+
+An action is carried out at once, in the order in which a connection asks; only the waiting for its
+effect is left to a task, so that one who waits holds up nobody, not even himself. Every action is
+logged with who asked for it and what it hit.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import msgspec
+import trio
+
+from llmd import errors
+from llmd.admin import protocol as p
+from llmd.admin.peercred import Peer
+from llmd.admin.views import Views
+from llmd.core.events import SwitchRequested
+from llmd.core.policy import Plan
+from llmd.core.record import CancelCause
+from llmd.models.catalog import CatalogModel
+from llmd.observe.log import clean, log
+from llmd.operations import Operations
+from llmd.registry import Handle
+
+_log = logging.getLogger(__name__)
+_NAMED = 20  # ids in a line of the log
+
+Answer: TypeAlias = p.View | Awaitable[p.View]
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who asks: the peer, and "write" or "read"."""
+
+    peer: Peer
+    access: str
+
+
+class Commands:
+    """Answers commands.
+
+    Args:
+        operations: What acts.
+        views: What looks.
+        spawn: Starts a task that outlives the connection that asked for it.
+    """
+
+    def __init__(
+        self,
+        operations: Operations,
+        views: Views,
+        spawn: Callable[[Callable[[], Awaitable[None]]], None],
+    ) -> None:
+        self._operations = operations
+        self._views = views
+        self._spawn = spawn
+        self._handlers: Mapping[type, Callable[[Any, Actor], Answer]] = {
+            p.Hello: self._hello,
+            p.GetStatus: lambda _command, _actor: views.status(),
+            p.GetModels: lambda _command, _actor: views.models(),
+            p.GetRequests: lambda command, _actor: views.requests(command),
+            p.GetQueue: lambda _command, _actor: views.queue(views.statistics()),
+            p.GetVersion: lambda _command, _actor: views.version(),
+            p.GetWhy: self._why,
+            p.Switch: self._switch,
+            p.Load: self._load,
+            p.Unload: self._unload,
+            p.Restart: self._restart,
+            p.Reset: self._reset,
+            p.Cancel: self._cancel,
+            p.Stop: self._stop,
+            p.Drain: self._drain,
+            p.Resume: self._resume,
+        }
+
+    def answer(self, command: p.Command[Any], actor: Actor) -> Answer:
+        """Carry a command out, and return its result or, if that takes time, what to await.
+
+        Raises:
+            LlmdError: It is refused.
+        """
+        if command.writes and actor.access != "write":
+            raise errors.PermissionDenied(
+                "this connection may only look: only root, the daemon's own user and members of "
+                "server.admin_group may change anything"
+            )
+        return self._handlers[type(command)](command, actor)
+
+    # --- looking ----------------------------------------------------------------------------
+
+    def _hello(self, command: p.Hello, actor: Actor) -> p.Welcome:
+        daemon = self._views.daemon()
+        return p.Welcome(
+            protocol=p.PROTOCOL,
+            version=daemon.version,
+            access=actor.access,
+            generation=daemon.generation,
+            pid=daemon.pid,
+        )
+
+    def _why(self, command: p.GetWhy, actor: Actor) -> p.Story:
+        record = self._views.record(command.request)
+        if record is None:
+            raise errors.RequestNotFound(_unknown(command.request))
+        return self._views.story(record)
+
+    # --- models -----------------------------------------------------------------------------
+
+    def model(self, name: str) -> CatalogModel:
+        """Return the model that was named, also by its name as a client was shown it.
+
+        Raises:
+            ModelNotFound: There is none.
+        """
+        try:
+            return self._operations.model(name, param="model")
+        except errors.ModelNotFound:
+            for model in self._operations.catalog.models:
+                if clean(model.name) == name:
+                    return model
+            raise
+
+    def _switch(self, command: p.Switch, actor: Actor) -> Answer:
+        operations = self._operations
+        operations.expect(command.if_gen)
+        request = SwitchRequested(
+            model=self.model(command.model).name,
+            evict=tuple(self.model(name).name for name in command.evict),
+            add=command.add,
+            drain_s=operations.drain_s(command.drain_s),
+            force=command.force,
+        )
+        if command.dry_run:
+            plan = operations.scheduler.plan(request)
+            return self._plan(plan, request, dry_run=True)
+        return self._load_by(request, actor, "switch", wait=command.wait)
+
+    def _load(self, command: p.Load, actor: Actor) -> Answer:
+        self._operations.expect(command.if_gen)
+        request = SwitchRequested(model=self.model(command.model).name, add=True)
+        return self._load_by(request, actor, "load", wait=command.wait)
+
+    def _load_by(self, request: SwitchRequested, actor: Actor, word: str, *, wait: bool) -> Answer:
+        before = self._operations.scheduler.plan(request)
+        told = self._plan(before, request, dry_run=False)
+        plan = self._operations.switch(request)
+        self._note(
+            actor,
+            word,
+            model=plan.model,
+            evict=",".join(plan.evict) or None,
+            running=sum(plan.drains.values()) or None,
+            force=request.force or None,
+            generation=plan.generation,
+        )
+
+        def answer() -> p.Plan:
+            state = self._operations.state_of(self._operations.model(plan.model))
+            return msgspec.structs.replace(told, state=state.value)
+
+        async def loaded() -> p.View:
+            await self._operations.until_loaded(plan.model)
+            return answer()
+
+        return loaded() if wait else answer()
+
+    def _plan(self, plan: Plan, request: SwitchRequested, *, dry_run: bool) -> p.Plan:
+        """Return the scheduler's plan with the numbers that make it readable."""
+        scheduler = self._operations.scheduler
+        models = {model.model: model for model in scheduler.statistics().models}
+        beside = scheduler.plan(SwitchRequested(request.model, add=True))
+        return p.Plan(
+            model=plan.model,
+            loaded=plan.loaded,
+            fits=plan.fits,
+            reason=plan.reason,
+            add=plan.add,
+            fits_beside=beside.fits,
+            evict=tuple(
+                p.Eviction(
+                    model=name,
+                    running=plan.drains.get(name, 0),
+                    queued=plan.queued.get(name, 0),
+                    memory_bytes=models[name].memory_bytes,
+                    service_s=models[name].service_s,
+                )
+                for name in plan.evict
+            ),
+            queued=plan.queued.get(plan.model, 0),
+            load_s=round(plan.load_s, 3),
+            memory_bytes=models[plan.model].memory_bytes,
+            held_bytes=sum(m.memory_bytes for m in scheduler.state.present.values()),
+            limit_bytes=scheduler.state.settings.memory_bytes,
+            generation=plan.generation,
+            state=self._operations.state_of(self._operations.model(plan.model)).value,
+            dry_run=dry_run,
+            command=_line(request, plan.generation),
+        )
+
+    def _unload(self, command: p.Unload, actor: Actor) -> Answer:
+        self._operations.expect(command.if_gen)
+        model = self.model(command.model)
+        running = self._operations.unload(model.name, drain_s=command.drain_s, force=command.force)
+        self._note(actor, "unload", model=model.name, running=running, force=command.force or None)
+
+        async def gone() -> p.View:
+            await self._operations.until_gone([model.name])
+            return self._acted(model, running)
+
+        return gone() if command.wait else self._acted(model, running)
+
+    def _restart(self, command: p.Restart, actor: Actor) -> Answer:
+        operations = self._operations
+        operations.expect(command.if_gen)
+        model = self.model(command.model)
+        status = operations.status(model.name)
+        if model.name not in operations.scheduler.statistics().loaded:
+            raise errors.Conflict(
+                f"{model.name} is {status.state.value}, so there is nothing to restart; "
+                "load it, or reset it if it failed"
+            )
+        self._note(
+            actor, "restart", model=model.name, running=status.running, force=command.force or None
+        )
+        over = trio.Event()
+        refused: list[errors.LlmdError] = []
+
+        async def restart() -> None:
+            try:
+                await operations.restart(model.name, drain_s=command.drain_s, force=command.force)
+            except errors.LlmdError as error:
+                refused.append(error)
+                log(_log, "restart failed", logging.WARNING, model=model.name, reason=error.message)
+            over.set()
+
+        self._spawn(restart)
+
+        async def restarted() -> p.View:
+            await over.wait()
+            if refused:
+                raise refused[0]
+            await operations.until_loaded(model.name)
+            return self._acted(model, status.running)
+
+        return restarted() if command.wait else self._acted(model, status.running)
+
+    async def _reset(self, command: p.Reset, actor: Actor) -> p.View:
+        model = self.model(command.model)
+        self._note(actor, "reset", model=model.name)
+        await self._operations.reset(model)
+        return self._acted(model, 0)
+
+    def _acted(self, model: CatalogModel, running: int) -> p.Acted:
+        queued = self._operations.status(model.name).queued
+        return p.Acted(
+            model=model.name,
+            state=self._operations.state_of(model).value,
+            running=running,
+            queued=sum(queued.values()),
+        )
+
+    # --- requests ---------------------------------------------------------------------------
+
+    def _cancel(self, command: p.Cancel, actor: Actor) -> Answer:
+        handles, ended, unknown = self._chosen(command)
+        for handle in handles:
+            handle.cancel(CancelCause.OPERATOR)
+        ids = [handle.record.id for handle in handles]
+        self._note(
+            actor,
+            "cancel",
+            requests=",".join(ids[:_NAMED]) + (",..." if len(ids) > _NAMED else ""),
+            count=len(ids),
+            model=command.model or None,
+            key_name=command.key or None,
+        )
+
+        async def cancelled() -> p.View:
+            await self._operations.cancel(handles, CancelCause.OPERATOR)
+            return p.Cancelled(
+                cancelled=tuple(h.record.id for h in handles if h.record.ended),
+                pending=tuple(h.record.id for h in handles if not h.record.ended),
+                ended=tuple(ended),
+                unknown=tuple(unknown),
+            )
+
+        return cancelled()
+
+    def _chosen(self, command: p.Cancel) -> tuple[list[Handle], list[str], list[str]]:
+        """Return the requests to cancel, and the named ones that have ended or are not known."""
+        registry = self._operations.registry
+        ids = (command.request, *command.requests) if command.request else command.requests
+        matching = command.all or command.model or command.key
+        if bool(ids) == bool(matching):
+            raise errors.InvalidRequest(
+                "name requests, or say all, a model or a key", param="request"
+            )
+        if matching:
+            model = self.model(command.model).name if command.model else ""
+            handles = [
+                handle
+                for handle in registry.handles()
+                if model in ("", handle.record.model) and command.key in ("", handle.record.key)
+            ]
+            return handles, [], []
+        handles, ended, unknown = [], [], []
+        for request_id in dict.fromkeys(ids):
+            handle = registry.live(request_id)
+            if handle is not None:
+                handles.append(handle)
+            elif registry.record(request_id) is not None:
+                ended.append(request_id)
+            else:
+                unknown.append(request_id)
+        if unknown and not handles and not ended:
+            raise errors.RequestNotFound(_unknown(", ".join(unknown[:_NAMED])))
+        return handles, ended, unknown
+
+    # --- everything -------------------------------------------------------------------------
+
+    def _stop(self, command: p.Stop, actor: Actor) -> Answer:
+        self._operations.expect(command.if_gen)
+        hit = self._operations.stop()
+        self._note(
+            actor,
+            "stop",
+            unload=",".join(hit.unload) or None,
+            refused=hit.refused,
+            running=hit.running,
+        )
+        stopped = p.Stopped(unload=hit.unload, refused=hit.refused, running=hit.running)
+
+        async def gone() -> p.View:
+            await self._operations.until_gone(hit.unload)
+            return stopped
+
+        return gone() if command.wait else stopped
+
+    def _drain(self, command: p.Drain, actor: Actor) -> p.Admission:
+        self._operations.admit(is_open=False, reject_queued=command.reject_queued)
+        self._note(actor, "drain", reject_queued=command.reject_queued or None)
+        return self._admission()
+
+    def _resume(self, command: p.Resume, actor: Actor) -> p.Admission:
+        self._operations.admit(is_open=True)
+        self._note(actor, "resume")
+        return self._admission()
+
+    def _admission(self) -> p.Admission:
+        now = self._views.statistics()
+        return p.Admission(
+            admission_open=now.admission_open, queued=now.queued, running=now.running
+        )
+
+    def _note(self, actor: Actor, action: str, **hit: Any) -> None:
+        fields = {name: value for name, value in hit.items() if value is not None}
+        peer = actor.peer
+        log(_log, f"operator: {action}", user=peer.user, uid=peer.uid, pid=peer.pid, **fields)
+
+
+def _unknown(request_id: str) -> str:
+    return f"there is no request {request_id[:200]!r}; only the last ones are remembered"
+
+
+def _line(request: SwitchRequested, generation: int) -> str:
+    """Return the `llmctl` line that does what was asked."""
+    words = ["llmctl", "load" if request.add else "switch", request.model]
+    for name in request.evict:
+        words += ["--from", name]
+    if request.force:
+        words.append("--force")
+    elif request.drain_s:
+        words += ["--drain", f"{request.drain_s:g}"]
+    return shlex.join([*words, "--if-gen", str(generation)])

@@ -1,0 +1,212 @@
+"""The admin socket: who may connect, and what serves them.
+
+The daemon opens it first and closes it last, so that operators can watch it start and end. One
+connection, whatever its peer does, costs the others nothing: what it may leave unread and what it
+may have under way is bounded, and its end is nobody else's.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import trio
+
+from llmd.admin import protocol as p
+from llmd.admin.commands import Actor, Commands
+from llmd.admin.connection import Connection
+from llmd.admin.hub import TICK_S, Hub, encode
+from llmd.admin.notices import Notices
+from llmd.admin.peercred import Peer, Rights, peer_of
+from llmd.admin.rooms import Rooms
+from llmd.admin.socketfile import SocketFile, is_busy
+from llmd.admin.views import Views
+from llmd.core.record import RequestRecord
+from llmd.netio import SocketStream
+from llmd.observe.log import log
+from llmd.workers.logring import LogRing
+
+_log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 128
+_SEND_TIMEOUT_S = 60.0
+_FILE_CHECK_S = 2.0
+_SAMPLE_S = 1.0
+
+
+class AdminServer:
+    """Serves operators.
+
+    Args:
+        rooms: The daemon.
+        path: Of the socket.
+        rights: Who may do what.
+        tick_s: Seconds between two events of a subscription, at least.
+        send_timeout_s: A peer that takes no byte for this long is dropped.
+        file_check_s: How often the socket's file is looked for.
+    """
+
+    def __init__(
+        self,
+        rooms: Rooms,
+        path: Path,
+        rights: Rights,
+        *,
+        tick_s: float = TICK_S,
+        send_timeout_s: float = _SEND_TIMEOUT_S,
+        file_check_s: float = _FILE_CHECK_S,
+    ) -> None:
+        self.path = path
+        self._rooms = rooms
+        self._rights = rights
+        self._send_timeout_s = send_timeout_s
+        self._file_check_s = file_check_s
+        self._file = SocketFile(path, rights)
+        self._notices = Notices(logging.getLogger("llmd"))
+        views = Views(rooms)
+        self._hub = Hub(views, self._notices, tick_s=tick_s)
+        self._commands = Commands(rooms.operations, views, self._spawn)
+        self._streams: set[SocketStream] = set()
+        self._nursery: trio.Nursery | None = None
+
+    def open(self) -> None:
+        """Take the path; clients may connect from now on and are served once `run` runs.
+
+        Raises:
+            ConfigError: Another daemon has it, or it cannot be made.
+        """
+        self._file.open()
+
+    def ended(self, record: RequestRecord) -> None:
+        """Take in that a request has ended."""
+        self._rooms.recent.ended(record, trio.current_time())
+        self._hub.ended(record)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; then the socket and its file are gone."""
+        self._notices.attach()
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._hub.run)
+                self._nursery.start_soon(self._sample)
+                self._nursery.start_soon(self._watch_file)
+                self._nursery.start_soon(self._accept)
+                task_status.started()
+        finally:
+            self._notices.detach()
+            self.close()
+
+    def close(self) -> None:
+        """Hang up on everybody and remove the file. Idempotent."""
+        for stream in list(self._streams):
+            stream.close()
+        self._file.close()
+
+    def _spawn(self, run: Callable[[], Awaitable[None]]) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(run)
+
+    # --- connections ------------------------------------------------------------------------
+
+    async def _accept(self) -> None:
+        while True:
+            listener = self._file.listener
+            assert listener is not None
+            try:
+                await trio.lowlevel.wait_readable(listener)
+                sock, _ = listener.accept()
+            except (BlockingIOError, ConnectionError, trio.ClosedResourceError):
+                continue  # gone already, or another listener has taken this one's place
+            except OSError as error:
+                if error.errno == errno.EBADF:
+                    continue
+                if not is_busy(error):
+                    raise
+                log(_log, "admin socket cannot accept", logging.WARNING, reason=str(error))
+                await trio.sleep(0.1)  # nothing tells when a descriptor is free again
+                continue
+            self._welcome(sock)
+
+    def _welcome(self, sock: socket.socket) -> None:
+        """Serve a new peer, or tell it why not."""
+        try:
+            peer = peer_of(sock)
+        except OSError as error:
+            log(_log, "admin peer unknown", logging.WARNING, reason=str(error))
+            sock.close()
+            return
+        access = self._rights.access(peer)
+        if not access:
+            log(_log, "admin peer refused", logging.WARNING, **_who(peer))
+            _turn_away(sock, "permission_denied", "this user may not use the admin socket")
+        elif len(self._streams) >= MAX_CONNECTIONS:
+            _turn_away(sock, "too_many", f"{MAX_CONNECTIONS} clients are connected already")
+        else:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._serve, sock, Actor(peer, access))
+
+    async def _serve(self, sock: socket.socket, actor: Actor) -> None:
+        stream = SocketStream(sock, send_timeout_s=self._send_timeout_s)
+        self._streams.add(stream)
+        connection = Connection(
+            stream,
+            actor,
+            commands=self._commands,
+            hub=self._hub,
+            log_of=self._log_of,
+            moved=self._rooms.operations.scheduler.moved,
+        )
+        try:
+            await connection.serve()
+        finally:
+            self._streams.discard(stream)
+            stream.close()
+
+    def _log_of(self, model: str) -> LogRing | None:
+        worker = self._rooms.operations.supervisor.worker(model)
+        return None if worker is None else worker.log
+
+    # --- by the clock -----------------------------------------------------------------------
+
+    async def _sample(self) -> None:
+        registry = self._rooms.operations.registry
+        while True:
+            await trio.sleep(_SAMPLE_S)
+            records = [handle.record for handle in registry.handles()]
+            self._rooms.recent.sample(records, trio.current_time())
+
+    async def _watch_file(self) -> None:
+        while True:
+            await trio.sleep(self._file_check_s)
+            try:
+                old = self._file.restore()
+            except OSError as error:
+                log(_log, "admin socket cannot be made anew", logging.WARNING, reason=str(error))
+                continue
+            if old is not None:
+                trio.lowlevel.notify_closing(old)
+                old.close()
+                log(_log, "admin socket made anew: its file was gone", path=str(self.path))
+
+
+def _who(peer: Peer) -> dict[str, object]:
+    return {"user": peer.user, "uid": peer.uid, "pid": peer.pid}
+
+
+def _turn_away(sock: socket.socket, code: str, message: str) -> None:
+    """Say why, as far as the kernel takes it at once, and hang up."""
+    with sock:
+        sock.setblocking(False)
+        try:
+            sock.send(encode(p.Failure(code=code, message=message)) + b"\n")
+        except OSError:
+            return
+
+
+def socket_path(configured: str, runtime: Path) -> Path:
+    """Return where the socket is: as configured, else in the runtime directory."""
+    return Path(os.path.expanduser(configured)) if configured else runtime / "admin.sock"  # noqa: PTH111

@@ -1,0 +1,171 @@
+"""The admin socket's file: who owns the path, and what becomes of one that was left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+from pathlib import Path
+
+from llmd.admin.peercred import Rights
+from llmd.errors import ConfigError
+
+_BACKLOG = 128
+_MAX_PATH_BYTES = 107  # sun_path of Linux, its end mark not counted
+
+
+class SocketFile:
+    """A listening Unix socket at a path that one daemon at a time owns.
+
+    Args:
+        path: Where; its directory is made, private, when it is missing.
+        rights: For owner and mode of the file.
+
+    Attributes:
+        listener: Non-blocking; another one after `restore` has made the file anew.
+    """
+
+    def __init__(self, path: Path, rights: Rights) -> None:
+        self.path = path
+        self._rights = rights
+        self._lock = -1
+        self._identity = (-1, -1)
+        self.listener: socket.socket | None = None
+
+    def open(self) -> None:
+        """Take the path and listen.
+
+        Raises:
+            ConfigError: Another daemon has it, it is no socket, or it cannot be made.
+        """
+        if len(os.fsencode(self.path)) > _MAX_PATH_BYTES:
+            raise ConfigError(
+                [
+                    f"server.admin_socket: {self.path} is longer than the {_MAX_PATH_BYTES} bytes "
+                    "that the path of a Unix socket may have"
+                ]
+            )
+        try:
+            self._make_directory()
+            self._take_lock()
+            self._clear()
+            self._bind()
+        except OSError as error:
+            self.close()
+            raise ConfigError(
+                [f"server.admin_socket: cannot listen at {self.path}: {error.strerror or error}"]
+            ) from error
+        except ConfigError:
+            self.close()
+            raise
+
+    def restore(self) -> socket.socket | None:
+        """Make the file anew when somebody has deleted it.
+
+        What has come in its place is left alone: it is not ours to remove.
+
+        Returns:
+            The listener that nobody can reach any more, for the caller to close; None when
+            nothing was done.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            self.path.lstat()
+            return None
+        self._make_directory()
+        old = self.listener
+        self._bind()
+        return old
+
+    def close(self) -> None:
+        """Stop listening and remove the file, if it is still ours. Idempotent."""
+        if self.listener is not None:
+            self.listener.close()
+            self.listener = None
+            with contextlib.suppress(OSError):
+                found = self.path.lstat()
+                if (found.st_dev, found.st_ino) == self._identity:
+                    self.path.unlink()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    # --- steps ------------------------------------------------------------------------------
+
+    def _make_directory(self) -> None:
+        directory = self.path.parent
+        try:
+            directory.mkdir(mode=0o700, parents=True)
+        except FileExistsError:
+            return
+        if self._rights.read_all:
+            directory.chmod(0o711)
+        elif self._rights.group is not None:
+            os.chown(directory, -1, self._rights.group)
+            directory.chmod(0o710)
+
+    def _take_lock(self) -> None:
+        """Be the only daemon at this path, also while its file is deleted or not there yet."""
+        path = self.path.with_name(self.path.name + ".lock")
+        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._taken() from None
+
+    def _clear(self) -> None:
+        """Remove a socket that nobody listens on any more; anything else at the path stays."""
+        try:
+            found = self.path.lstat()
+        except FileNotFoundError:
+            return
+        if not stat.S_ISSOCK(found.st_mode):
+            raise ConfigError(
+                [f"server.admin_socket: {self.path} exists and is no socket; remove or rename it"]
+            )
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(str(self.path))
+            except ConnectionRefusedError:
+                self.path.unlink()
+                return
+            except BlockingIOError:
+                pass  # somebody listens, and is busy
+        raise self._taken()
+
+    def _bind(self) -> None:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            # Linux gives the file the mode of the socket, so that it is never open to all
+            os.fchmod(made.fileno(), 0o600)
+            made.bind(str(self.path))
+            if self._rights.group is not None:
+                os.chown(self.path, -1, self._rights.group)
+            self.path.chmod(self._rights.mode)
+            made.setblocking(False)
+            made.listen(_BACKLOG)
+            found = self.path.lstat()
+        except OSError:
+            made.close()
+            raise
+        self._identity = (found.st_dev, found.st_ino)
+        self.listener = made
+
+    def _taken(self) -> ConfigError:
+        return ConfigError(
+            [
+                f"server.admin_socket: another llmd is running and listens at {self.path}; stop "
+                "it, or give this one another path"
+            ]
+        )
+
+
+def is_busy(error: OSError) -> bool:
+    """Tell whether an accept failed for want of descriptors or memory, and may be tried again."""
+    return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)

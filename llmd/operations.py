@@ -1,0 +1,206 @@
+"""What operators do, by whichever door they come: HTTP and the admin socket share these methods.
+
+Actions are decided at once; who wants to know when they are done waits with the `until_*` methods.
+An operation waits for workers' moves, and a wait that is cancelled leaves the action as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from llmd import errors
+from llmd.core.events import SwitchRequested, UnloadRequested
+from llmd.core.lifecycle import WorkerState
+from llmd.core.policy import ModelStatistics, Plan
+from llmd.core.record import CancelCause
+from llmd.models.catalog import Catalog, CatalogModel
+from llmd.registry import Handle, Registry
+from llmd.scheduler import Scheduler
+from llmd.workers.supervisor import Supervisor
+
+CANCEL_WAIT_S = 5.0
+RESET_WAIT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """What a stop hit: models told to go, requests turned away, requests that may finish."""
+
+    unload: tuple[str, ...]
+    refused: int
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """The actions on models, admission and requests; holds no state of its own.
+
+    Attributes:
+        catalog, registry, scheduler, supervisor: What they act on.
+        max_drain_s: For who names no time of his own; 0 = let all finish.
+        draining: Tells whether the daemon is on its way out.
+    """
+
+    catalog: Catalog
+    registry: Registry
+    scheduler: Scheduler
+    supervisor: Supervisor
+    max_drain_s: float
+    draining: Callable[[], bool]
+
+    # --- looking ----------------------------------------------------------------------------
+
+    def model(self, name: str, *, param: str | None = None) -> CatalogModel:
+        """Return the model that was named.
+
+        Raises:
+            ModelNotFound: There is none.
+        """
+        model = self.catalog.resolve(name)
+        if model is None:
+            raise errors.ModelNotFound(f"the model {name[:200]!r} does not exist", param=param)
+        return model
+
+    def state_of(self, model: CatalogModel) -> WorkerState:
+        """Return what a model's worker is doing; a file that cannot be loaded is `failed`."""
+        if model.fault:
+            return WorkerState.FAILED
+        worker = self.supervisor.worker(model.name)
+        return WorkerState.OFF if worker is None else worker.state
+
+    def status(self, name: str) -> ModelStatistics:
+        """Return what runs on a model and what waits for it."""
+        return next(m for m in self.scheduler.statistics().models if m.model == name)
+
+    def drain_s(self, asked: float | None) -> float:
+        """Return how long what runs may go on: as asked, else as configured; 0 = no limit."""
+        return self.max_drain_s if asked is None else asked
+
+    def expect(self, generation: int | None) -> None:
+        """Refuse what was decided on an older look.
+
+        Raises:
+            Conflict: The generation is another one by now.
+        """
+        now = self.scheduler.state.generation
+        if generation is not None and generation != now:
+            raise errors.Conflict(
+                f"what is loaded has changed: the generation is {now}, not {generation}; look again"
+            )
+
+    # --- loading ----------------------------------------------------------------------------
+
+    def switch(self, request: SwitchRequested) -> Plan:
+        """Have a model loaded, and return what that means for others.
+
+        Raises:
+            ShuttingDown: The daemon is on its way out.
+            ModelFailed: Its file cannot be loaded.
+            InsufficientMemory: It does not fit; nothing is done.
+        """
+        model = self.model(request.model)
+        if self.draining():
+            raise errors.ShuttingDown("llmd is shutting down", retry_after_s=5.0)
+        if model.fault:
+            raise errors.ModelFailed(f"{model.name} could not be loaded: {model.fault}")
+        plan = self.scheduler.plan(request)
+        if not plan.fits:
+            raise errors.InsufficientMemory(
+                f"{model.name} cannot be loaded: {plan.reason}", param="model"
+            )
+        self.scheduler.switch(request)
+        return plan
+
+    async def until_loaded(self, name: str) -> None:
+        """Wait until a model that was switched to serves.
+
+        Raises:
+            ModelFailed: It failed to load.
+            Conflict: Somebody else has had it unloaded, or something else loaded, since.
+        """
+        while True:
+            statistics = self.scheduler.statistics()
+            status = self.status(name)
+            if status.state is WorkerState.READY and status.leaving is None:
+                return
+            if name not in statistics.loaded and not status.wanted:
+                if status.state is WorkerState.FAILED:
+                    worker = self.supervisor.worker(name)
+                    reason = worker.statistics().reason if worker else ""
+                    raise errors.ModelFailed(f"{name} could not be loaded: {reason}")
+                raise errors.Conflict(f"{name} was unloaded or displaced before it was ready")
+            await self.scheduler.moved()
+
+    # --- unloading --------------------------------------------------------------------------
+
+    def unload(self, name: str, *, drain_s: float | None = None, force: bool = False) -> int:
+        """Have a model go, and return how many requests run there."""
+        running = self.status(name).running
+        self.scheduler.unload(UnloadRequested(name, drain_s=self.drain_s(drain_s), force=force))
+        return running
+
+    async def until_gone(self, names: Iterable[str]) -> None:
+        """Wait until models that were sent away have gone; what waits may load them again."""
+        left = set(names)
+        while left := {name for name in left if self.status(name).leaving is not None}:
+            await self.scheduler.moved()
+
+    async def restart(self, name: str, *, drain_s: float | None, force: bool) -> None:
+        """Unload a loaded model and have it loaded again; returns once that is decided.
+
+        Cancelled, the model may be gone and not loaded again, so it belongs in a task that
+        outlives who asked for it.
+
+        Raises:
+            Conflict: Another model has taken its place meanwhile.
+        """
+        self.unload(name, drain_s=drain_s, force=force)
+        await self.until_gone([name])
+        try:
+            self.switch(SwitchRequested(name, add=True))
+        except errors.InsufficientMemory as error:
+            raise errors.Conflict(
+                f"{name} was stopped, and its place was taken: {error.message}"
+            ) from error
+
+    async def reset(self, model: CatalogModel) -> None:
+        """Forget a model's crashes, and return once it can be tried again.
+
+        Raises:
+            ModelFailed: Its file cannot be loaded, which no reset changes.
+        """
+        if model.fault:
+            raise errors.ModelFailed(f"{model.name} cannot be loaded: {model.fault}")
+        self.supervisor.reset(model.name)
+        with trio.move_on_after(RESET_WAIT_S):
+            while self.state_of(model) is WorkerState.FAILED:
+                await self.scheduler.moved()
+
+    def stop(self) -> Stopped:
+        """Turn away what is queued and unload everything; the next request loads again."""
+        before = self.scheduler.statistics()
+        self.scheduler.stop_all()
+        return Stopped(before.loaded, before.queued, before.running)
+
+    # --- requests ---------------------------------------------------------------------------
+
+    async def cancel(self, handles: Sequence[Handle], cause: CancelCause) -> None:
+        """End requests, and wait a while until they have ended."""
+        for handle in handles:
+            handle.cancel(cause)
+        with trio.move_on_after(CANCEL_WAIT_S):
+            for handle in handles:
+                await handle.closed()
+
+    def admit(self, *, is_open: bool, reject_queued: bool = False) -> None:
+        """Open or close admission.
+
+        Raises:
+            ShuttingDown: The daemon is on its way out, and admission stays closed.
+        """
+        if self.draining():
+            raise errors.ShuttingDown("llmd is shutting down; admission stays closed")
+        self.scheduler.admit(is_open=is_open, reject_queued=reject_queued)
