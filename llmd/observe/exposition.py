@@ -1,7 +1,7 @@
 """What is counted between scrapes, and the page that Prometheus' client library makes of it.
 
 On the request path an observation is one dictionary update: the library's own instruments look up,
-lock and check at each, ten times slower, and a request makes a dozen. At a scrape the sums become
+lock and check at each, ten times slower, and a request makes eight. At a scrape the sums become
 the library's families, and all that is written is written by it.
 
 The library is imported at the first scrape: that takes longer than the rest of a start may.

@@ -8,7 +8,7 @@ import sys
 
 import prometheus_client
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
@@ -332,6 +332,7 @@ LINES = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(LINES), st.lists(LINES))
 def test_whatever_workers_print_the_page_stays_readable(one, other):
     samples(metrics(), {"qwen": b"\n".join(one), "we": b"\n".join(other)})
@@ -386,6 +387,7 @@ def test_accept(accept, wanted):
     assert wants_openmetrics(accept) is wanted
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.tuples(st.text(max_size=10)), st.floats(min_value=0), max_size=5),
     st.lists(st.floats(0, 1e9), min_size=1, max_size=20),
