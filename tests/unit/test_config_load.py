@@ -131,6 +131,7 @@ def test_models_of_flags_come_besides_the_files(write):
     overrides = {"models": [{"path": "b.gguf"}, {"hf": "org/Repo-GGUF:Q8_0"}]}
     config = load(file, env={}, overrides=overrides).config
     assert config.models[2].hf == "org/Repo-GGUF:Q8_0"
+    assert config.models[2].name == ""  # the catalog names it
     assert config.models[0].path == str(file.parent / "a.gguf")
     assert config.models[1].path == str(Path.cwd() / "b.gguf")
 
