@@ -43,7 +43,8 @@ async def running(rig, nursery, *, key=ALICE, request_id="r1", body=CHAT):
     return found
 
 
-async def test_a_switch_says_what_it_means_for_others(demo_models, autojump_clock):
+async def test_a_switch_says_what_it_means_for_others(demo_models, autojump_clock, caplog):
+    caplog.set_level("INFO")
     async with api(demo_models) as rig:
         await rig.loaded("demo-small")
         answer = await rig.ask("POST", "/switch-model", {"model": "demo-large.gguf"})
@@ -55,6 +56,13 @@ async def test_a_switch_says_what_it_means_for_others(demo_models, autojump_cloc
         await rig.loaded("demo-large")
         assert (rig.state("demo-small"), rig.state("demo-large")) == ("off", "ready")
         assert rig.services.default_model().name == "demo-large"
+    acts = [record.llmd_fields for record in caplog.records if record.message == "operator: switch"]
+    assert acts[1] == {
+        "key": "root",
+        "client": "127.0.0.1",
+        "model": "demo-large",
+        "evict": "demo-small",
+    }
 
 
 @pytest.mark.parametrize("how", ["body", "query"])

@@ -68,6 +68,9 @@ async def test_a_waiting_request_says_why_and_how_long(demo_models, autojump_clo
         story = (await rig.ask("GET", "/requests/a2")).json["story"]
         assert [step["rule"] for step in story] == ["slots_busy", "granted"]
         await rig.ask("POST", "/requests/cancel-all")
+        ended = (await rig.ask("GET", "/requests/a2")).json
+        assert ended["state"] == "cancelled"
+        assert ended["story"] == story  # it is remembered with the request
 
 
 async def test_who_may_not_use_a_model_is_not_told_of_it(demo_models, autojump_clock):

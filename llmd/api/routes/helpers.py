@@ -144,14 +144,18 @@ async def _leased(request: _Help) -> Reply:
         arrived=trio.current_time(),
     )
     record.enqueue(trio.current_time())
-    with services.scheduler.lease(item, again=record.retries > 0) as lease:
-        lease.used_tokens = 0
-        await lease.wait()
-        worker = services.serving(request.model.name)
-        record.grant(trio.current_time())
-        if worker is None:
-            raise errors.BadWorkerResponse("the model's worker has just gone")
-        return await _exchange(request, worker)
+    lease = services.scheduler.lease(item, again=record.retries > 0)
+    try:
+        with lease:
+            lease.used_tokens = 0
+            await lease.wait()
+            worker = services.serving(request.model.name)
+            record.grant(trio.current_time())
+            if worker is None:
+                raise errors.BadWorkerResponse("the model's worker has just gone")
+            return await _exchange(request, worker)
+    finally:
+        record.story += lease.story
 
 
 async def _exchange(request: _Help, worker: Worker) -> Reply:

@@ -18,14 +18,6 @@ _OWNER = "llmd"
 _PROBLEMS = (WorkerState.FAILED, WorkerState.BACKOFF)
 
 
-def state_of(services: Services, model: CatalogModel) -> WorkerState:
-    """Return what a model's worker is doing; a file that cannot be loaded is `failed`."""
-    if model.fault:
-        return WorkerState.FAILED
-    worker = services.supervisor.worker(model.name)
-    return WorkerState.OFF if worker is None else worker.state
-
-
 # --- the catalog ---------------------------------------------------------------------------
 
 
@@ -49,7 +41,7 @@ def _card(call: Call, model: CatalogModel) -> dict[str, Any]:
         "object": "model",
         "created": int(services.started_at),
         "owned_by": _OWNER,
-        "status": state_of(services, model),
+        "status": services.operations.state_of(model),
         "aliases": model.aliases,
         "meta": {
             "context": services.context_tokens(model) or None,
@@ -81,7 +73,8 @@ async def _failed(call: Call) -> Reply:
 
 
 async def _health(call: Call) -> Reply:
-    states = {model.name: state_of(call.services, model) for model in _visible(call)}
+    operations = call.services.operations
+    states = {model.name: operations.state_of(model) for model in _visible(call)}
     usable = any(state is not WorkerState.FAILED for state in states.values())
     good = all(state not in _PROBLEMS for state in states.values())
     word = "ok" if usable and good else "degraded" if usable else "failed"
@@ -108,7 +101,7 @@ def _describe(
     now = trio.current_time()
     status: dict[str, Any] = {
         "id": model.name,
-        "status": state_of(services, model),
+        "status": services.operations.state_of(model),
         "reason": model.fault or (worker.reason if worker else ""),
         "since_s": round(now - worker.since, 3) if worker else None,
         "retry_in_s": _left(worker.retry_at, now) if worker else None,

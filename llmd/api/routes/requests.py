@@ -17,7 +17,6 @@ from llmd.core.record import CancelCause, RequestRecord
 
 _LISTED = 100
 _MOST_LISTED = 10_000
-_CANCEL_WAIT_S = 5.0
 
 
 async def _list(call: Call) -> Reply:
@@ -37,7 +36,7 @@ async def _list(call: Call) -> Reply:
 
 async def _one(call: Call, request_id: str) -> Reply:
     record = _find(call, request_id)
-    steps = call.services.scheduler.story(record.id)
+    steps = (*record.story, *call.services.scheduler.story(record.id))
     story = [_step(call, record, why) for why in steps]
     return as_json({**_describe(call, record), "story": story})
 
@@ -48,9 +47,8 @@ async def _cancel(call: Call, request_id: str) -> Reply:
     handle = call.services.registry.live(record.id)
     if handle is not None:
         own = record.key == call.principal.name
-        handle.cancel(CancelCause.OWNER if own else CancelCause.OPERATOR)
-        with trio.move_on_after(_CANCEL_WAIT_S):
-            await handle.closed()
+        cause = CancelCause.OWNER if own else CancelCause.OPERATOR
+        await call.services.operations.cancel([handle], cause)
     return as_json({**_describe(call, record), "cancelled": handle is not None})
 
 

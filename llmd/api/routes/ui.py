@@ -12,7 +12,6 @@ from html import escape
 from llmd import __version__, errors
 from llmd.api.answer import Header, passed_on
 from llmd.api.gate import header
-from llmd.api.routes.models import state_of
 from llmd.api.routes.upstream import WorkerAnswer, ask, reply_of
 from llmd.api.routing import Access, Call, Reply, Route
 from llmd.config import Config
@@ -79,12 +78,13 @@ def _page(call: Call) -> str:
     services = call.services
     default = services.default_model()
     if services.gate.open:
+        state_of = services.operations.state_of
         rows = "".join(
-            f"<li><code>{escape(model.name)}</code> {state_of(services, model).value}</li>"
+            f"<li><code>{escape(model.name)}</code> {state_of(model).value}</li>"
             for model in services.catalog.models
         )
         models = f"<ul>{rows}</ul>" if rows else "<p>There is no model yet.</p>"
-        loaded = default is not None and state_of(services, default) is WorkerState.READY
+        loaded = default is not None and state_of(default) is WorkerState.READY
         if default is not None and not loaded:
             models += (
                 f"<p>A chat page appears here while <code>{escape(default.name)}</code>, the "
