@@ -21,6 +21,7 @@ from llmd.api.counting import count_prompt
 from llmd.api.gate import header, wanted_priority
 from llmd.api.relay import Relay
 from llmd.api.schema.kinds import Prompt
+from llmd.api.schema.parsed import ONE_BATCH_BYTES
 from llmd.api.server import CONNECTION, Connection, Json, Receive, Send
 from llmd.api.services import Services
 from llmd.api.sse import Usage
@@ -72,7 +73,7 @@ class Inference:
             client=services.gate.client(scope),
         )
         answer = Answer(send, handle.record)
-        connection.on_disconnect = handle.abandon
+        connection.watch(handle.abandon)
         error: errors.LlmdError | None = None
         handle.scope.deadline = trio.current_time() + self._timeout_s
         try:
@@ -249,6 +250,7 @@ class Inference:
                 finally:
                     lease.used_tokens = record.used_tokens
         finally:
+            record.story += lease.story
             # the client's half of a cancel is done; see that the worker's is, too
             if worker is not None and call.handle.cause is not None:
                 worker.reclaim(
@@ -274,10 +276,11 @@ class Inference:
             suspect=lambda: worker.suspect(f"no byte for {self._stall_s:g} s ({record.id})"),
         )
         gather = parsed.gathers and not parsed.stream
+        body = parsed.upstream_body(force_stream=gather)
+        if (gather or parsed.stream) and parsed.prompt_bytes > ONE_BATCH_BYTES:
+            body, relay.drop_progress = with_progress(body)
         return await relay.exchange(
-            parsed.kind.path.encode(),
-            parsed.upstream_body(force_stream=gather),
-            Assembler(parsed.kind) if gather else None,
+            parsed.kind.path.encode(), body, Assembler(parsed.kind) if gather else None
         )
 
     def _item(self, call: _Call) -> Queued:
@@ -319,6 +322,19 @@ class Inference:
             services.metrics.refused("", record.code)
         else:
             services.metrics.finished(record)
+
+
+def with_progress(body: bytes) -> tuple[bytes, bool]:
+    """Have the worker report on a long prompt, and tell whether the client must not see it.
+
+    A worker notices that its client has gone when it writes, or once nobody on it got anything
+    for a second. Through a long prefill it writes nothing, beside a busy neighbour that second
+    never comes, and the slot of a cancelled request would stay busy. Reports make it write.
+    """
+    if b'"return_progress"' in body:
+        return body, False
+    end = body.rindex(b"}")
+    return body[:end] + b',"return_progress":true}', True
 
 
 def prompt_size(parsed: schema.ParsedRequest) -> PromptSize:

@@ -162,11 +162,17 @@ class _Protocol(H11Protocol):
             await self.send(RawData(head + (data or b"") if head else cast("bytes", data)))
 
     async def _check_protocol(self, event: h11.Request) -> None:
+        # h11 bounds only what is incomplete: a head that came in few pieces may be any size
+        if sum(len(name) + len(value) for name, value in event.headers) > MAX_HEAD_BYTES:
+            raise RefusedHead(431, "the request head is larger than 64 KiB")
         names = [name for name, _ in event.headers]
         if b"content-length" in names and b"transfer-encoding" in names:
             raise RefusedHead(400, "Content-Length and Transfer-Encoding exclude each other")
         if event.http_version not in (b"1.1", b"1.0"):
             raise RefusedHead(505, "this server speaks HTTP/1.1")
+
+
+_REFUSAL_CODES = {408: "request_timeout", 431: "header_too_large"}
 
 
 class RefusedHead(Exception):
@@ -181,8 +187,7 @@ class Connection:
     """One client's connection; a request finds it in its scope's state under CONNECTION.
 
     Attributes:
-        on_disconnect: Set by the request that is being served: called once, synchronously, when
-            the client has gone (also when it has ended only its sending side).
+        gone: The client has left, or has ended at least its sending side.
         last_answer: True makes the next answer carry `Connection: close`.
     """
 
@@ -193,7 +198,7 @@ class Connection:
         self._socket_stream = stream
         self._stream: SocketStream | trio.SSLStream[Any] = tls or stream
         self._tls = tls
-        self.on_disconnect: Callable[[], None] | None = None
+        self._on_disconnect: Callable[[], None] | None = None
         self.last_answer = False
         self.gone = False
         self._early = bytearray()
@@ -207,6 +212,16 @@ class Connection:
     def idle(self) -> bool:
         """True while no request is being read or served."""
         return not self._busy and not self._early
+
+    def watch(self, on_disconnect: Callable[[], None]) -> None:
+        """Have the request that is being served told when its client goes.
+
+        Called once, synchronously; at once if the client has gone already, which it may have
+        before the application's task got its first turn.
+        """
+        self._on_disconnect = on_disconnect
+        if self.gone:
+            self._ended()
 
     async def run(self) -> None:
         """Serve requests until the client, a deadline or the drain ends the connection."""
@@ -293,7 +308,7 @@ class Connection:
     async def _refuse(self, status: int, message: str) -> None:
         """Answer in place of Hypercorn, which has not made a request of these bytes."""
         self._busy = False
-        code = "request_timeout" if status == 408 else "invalid_request"
+        code = _REFUSAL_CODES.get(status, "invalid_request")
         error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await self._stream.send_all(bare_answer(status, error))
@@ -308,7 +323,7 @@ class Connection:
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 self._ended()
         elif isinstance(event, Updated):
-            self.on_disconnect = None
+            self._on_disconnect = None
             self._busy = not event.idle
             if event.idle:
                 await self._next_request()
@@ -345,8 +360,8 @@ class Connection:
     def _ended(self) -> None:
         """Tell the request that is being served: the client has gone."""
         self.gone = True
-        if self.on_disconnect is not None:
-            told, self.on_disconnect = self.on_disconnect, None
+        if self._on_disconnect is not None:
+            told, self._on_disconnect = self._on_disconnect, None
             told()
 
     def close_idle(self) -> None:

@@ -79,8 +79,11 @@ class RunningDaemon:
     async def open_chat(self, prompt="hi", **fields) -> trio.SocketStream:
         """Send a chat request on a raw connection and leave the answer to the caller."""
         stream = await self.connect()
-        await stream.send_all(self.raw("/v1/chat/completions", chat_body(prompt, **fields)))
+        await stream.send_all(self.chat_bytes(prompt, **fields))
         return stream
+
+    def chat_bytes(self, prompt="hi", **fields) -> bytes:
+        return self.raw("/v1/chat/completions", chat_body(prompt, **fields))
 
     def raw(self, path, body, *headers: str) -> bytes:
         content = msgspec.json.encode(body)
