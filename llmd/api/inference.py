@@ -34,6 +34,7 @@ from llmd.scheduler import Lease
 from llmd.workers.upstream import Upstream
 from llmd.workers.worker import Worker
 
+_NOTICE_S = 1.0
 _MAX_TRIES = 2  # a request that was present at two deaths of workers is not tried again
 
 
@@ -216,25 +217,39 @@ class Inference:
     async def _serve(self, call: _Call) -> None:
         """Wait for a lease and relay; once more if the worker died before the first byte."""
         item = self._item(call)
-        tries = 1 if self._services.config.scheduler.retry_on_worker_death else _MAX_TRIES
+        tries = first = 1 if self._services.config.scheduler.retry_on_worker_death else _MAX_TRIES
         while True:
             try:
-                await self._try(call, item, again=call.handle.record.retries > 0)
+                await self._try(call, item, again=tries > first)
             except errors.WorkerDied as died:
                 if call.handle.record.first_byte_at is not None or tries >= _MAX_TRIES:
                     raise errors.BadWorkerResponse(
                         f"the model's worker ended while it served this request ({died})"
                     ) from died
                 tries += 1
+                await self._until_noticed(call.model.name, call.handle.record.worker_pid)
                 continue
             return
+
+    async def _until_noticed(self, model: str, pid: int) -> None:
+        """Wait until a dead worker is known to be dead, lest the retry goes to it again.
+
+        A connection breaks before the process is reaped. A worker that broke one connection and
+        lives on is asked to account for itself, and used again when it did.
+        """
+        with trio.move_on_after(_NOTICE_S):
+            while (worker := self._services.serving(model)) is not None:
+                if worker.upstream is None or worker.upstream.pid != pid:
+                    return
+                worker.suspect("a connection broke before the answer")
+                await self._services.scheduler.moved()
 
     async def _try(self, call: _Call, item: Queued, *, again: bool) -> None:
         """Hold one lease from its place in the queue to its end."""
         services, record = self._services, call.handle.record
         worker: Worker | None = None
         record.enqueue(trio.current_time())
-        lease = services.scheduler.lease(item, again=again or record.retries > 0)
+        lease = services.scheduler.lease(item, again=again)
         try:
             with lease:
                 await self._wait(call, lease)

@@ -25,7 +25,6 @@ class CancelCause(str, Enum):
     TIMEOUT = "timeout"  # `limits.request_timeout_sec`
     EVICTED = "evicted"  # its model had to go and the drain was over, or forced
     SHUTDOWN = "shutdown"  # the daemon's own drain was over
-    STALLED = "stalled"  # its worker hung
 
 
 class RequestView(msgspec.Struct, frozen=True, kw_only=True):
