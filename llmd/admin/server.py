@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ from llmd.admin.views import Views
 from llmd.core.record import RequestRecord
 from llmd.netio import SocketStream
 from llmd.observe.log import log
+from llmd.places import SOCKET_NAME
 from llmd.workers.logring import LogRing
 
 _log = logging.getLogger(__name__)
@@ -209,4 +209,4 @@ def _turn_away(sock: socket.socket, code: str, message: str) -> None:
 
 def socket_path(configured: str, runtime: Path) -> Path:
     """Return where the socket is: as configured, else in the runtime directory."""
-    return Path(os.path.expanduser(configured)) if configured else runtime / "admin.sock"  # noqa: PTH111
+    return Path(configured).expanduser() if configured else runtime / SOCKET_NAME

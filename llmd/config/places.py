@@ -1,21 +1,18 @@
-"""Where things are: the config file, the state directory, the runtime directory.
+"""Where the config file is; the other places are those of `llmd.places`.
 
 Nothing is created here, and the environment is handed in.
 """
 
 from __future__ import annotations
 
-import os
-import pwd
 from collections.abc import Mapping
 from pathlib import Path
 
+from llmd.places import home_dir, runtime_dir, state_dir
+
+__all__ = ["SYSTEM_CONFIG", "find_config", "home_dir", "runtime_dir", "state_dir", "user_config"]
+
 SYSTEM_CONFIG = Path("/etc/llmd/config.toml")
-
-
-def home_dir(env: Mapping[str, str]) -> Path:
-    """Return the home directory: `$HOME`, else what the user database says."""
-    return Path(env.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir)
 
 
 def user_config(env: Mapping[str, str]) -> Path:
@@ -37,37 +34,6 @@ def find_config(path: Path | None, env: Mapping[str, str]) -> Path | None:
         if _exists(candidate):
             return candidate
     return None
-
-
-def state_dir(env: Mapping[str, str]) -> Path:
-    """Return what outlives a restart: `$STATE_DIRECTORY`, else `llmd` in `$XDG_STATE_HOME`."""
-    given = _first(env.get("STATE_DIRECTORY", ""))
-    if given is not None:
-        return given
-    base = _absolute(env.get("XDG_STATE_HOME", ""))
-    return (base or home_dir(env) / ".local" / "state") / "llmd"
-
-
-def runtime_dir(env: Mapping[str, str]) -> Path:
-    """Return the place of sockets.
-
-    That is `$RUNTIME_DIRECTORY`, else `llmd` in `$XDG_RUNTIME_DIR`, else the state directory.
-    """
-    given = _first(env.get("RUNTIME_DIRECTORY", ""))
-    if given is not None:
-        return given
-    base = _absolute(env.get("XDG_RUNTIME_DIR", ""))
-    return base / "llmd" if base is not None else state_dir(env)
-
-
-def _first(value: str) -> Path | None:
-    # systemd joins the directories of a unit with colons
-    return _absolute(value.split(":", 1)[0])
-
-
-def _absolute(value: str) -> Path | None:
-    # the XDG specification has relative paths ignored
-    return Path(value) if value.startswith("/") else None
 
 
 def _exists(path: Path) -> bool:

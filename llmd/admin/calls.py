@@ -1,0 +1,111 @@
+"""What both clients share: errors, and the way from a command to its typed result."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from llmd.admin import protocol as p
+from llmd.admin.framing import MAX_LINE_BYTES, clean_line
+
+R = TypeVar("R")
+
+
+class AdminError(Exception):
+    """The root of what a client of the admin socket raises."""
+
+
+class Unreachable(AdminError):
+    """There is no daemon at the socket, it may not be used, or the connection broke."""
+
+
+class Refused(AdminError):
+    """The daemon said no.
+
+    Attributes:
+        code: For programs: `model_not_found`, `conflict`, `permission_denied`, ...
+        message: For a person.
+        retry_after_s: When another try is likely to succeed; None when that is not known.
+    """
+
+    def __init__(self, failure: p.Failure) -> None:
+        super().__init__(failure.message)
+        self.code = failure.code
+        self.message = failure.message
+        self.retry_after_s = failure.retry_after_s
+
+
+class BadReply(AdminError):
+    """What came is not of this protocol."""
+
+
+class Codec:
+    """Turns commands into lines and lines into messages; numbers the commands.
+
+    Decoders are made when they are first needed: a program that asks one thing starts sooner.
+    """
+
+    def __init__(self) -> None:
+        self._encode = msgspec.json.Encoder().encode
+        self._decode = msgspec.json.Decoder(p.AnyMessage).decode
+        self._results: dict[Any, msgspec.json.Decoder[Any]] = {}
+        self._last = 0
+
+    def numbered(self, command: p.Command[R]) -> p.Command[R]:
+        """Return the command with an `id` of its own."""
+        self._last += 1
+        return msgspec.structs.replace(command, id=self._last)
+
+    def line(self, command: p.Command[Any]) -> bytes:
+        """Return the command as a line.
+
+        Raises:
+            ValueError: It is longer than a line may be.
+        """
+        data = self._encode(command)
+        if len(data) > MAX_LINE_BYTES:
+            raise ValueError(f"the command is longer than {MAX_LINE_BYTES} bytes")
+        return data + b"\n"
+
+    def message(self, line: bytes) -> p.AnyMessage:
+        """Return the message in a line, its text made safe to show.
+
+        Raises:
+            BadReply: There is none.
+        """
+        try:
+            message: p.AnyMessage = self._decode(clean_line(line))
+        except msgspec.MsgspecError as error:
+            raise BadReply(f"the daemon said what is no message: {error}") from error
+        return message
+
+    def result(self, command: p.Command[R], message: p.AnyMessage) -> R:
+        """Return what a command's answer holds.
+
+        Raises:
+            Refused: The answer is a failure.
+            BadReply: It is of another type.
+        """
+        if isinstance(message, p.Failure):
+            raise Refused(message)
+        if not isinstance(message, p.Ok):
+            raise BadReply(f"the daemon answered with a {type(message).__name__}")
+        kind = type(command).returns
+        decoder = self._results.get(kind)
+        if decoder is None:
+            decoder = self._results[kind] = msgspec.json.Decoder(kind)
+        try:
+            result: R = decoder.decode(message.result)
+        except msgspec.MsgspecError as error:
+            raise BadReply(f"the daemon's answer is not as expected: {error}") from error
+        return result
+
+
+def unreachable(path: object, error: OSError) -> Unreachable:
+    """Return what to tell a person about a socket that cannot be used."""
+    if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+        return Unreachable(f"no llmd is running at {path}")
+    if isinstance(error, PermissionError):
+        return Unreachable(f"this user may not use {path}; see server.admin_group")
+    return Unreachable(f"cannot talk to llmd at {path}: {error.strerror or error}")

@@ -1,0 +1,245 @@
+"""The words of `llmctl`, and of the command line of `llmtui`: from words to a command.
+
+One grammar for both, so that what the screen shows can be typed into a shell.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeAlias
+
+from llmd.admin import protocol as p
+
+SHELLS = ("bash", "zsh", "fish")
+_MOST_SECONDS = 86400.0
+
+Make: TypeAlias = Callable[[argparse.Namespace], p.Command[Any]]
+
+
+class UsageError(Exception):
+    """The words are no command.
+
+    Attributes:
+        usage: How they should have been.
+    """
+
+    def __init__(self, message: str, usage: str) -> None:
+        super().__init__(message)
+        self.usage = usage
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises instead of ending the program."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
+        raise UsageError(message, self.format_usage())
+
+
+def build_parser() -> Parser:
+    """Return the parser; its namespace holds `name`, and `make` where a command follows."""
+    parser = Parser(
+        prog="llmctl",
+        description="Steer the llmd of this box through its admin socket.",
+        epilog="Exit status: 0 done, 1 refused, 2 wrong usage, 3 no daemon.",
+        allow_abbrev=False,
+    )
+    shared = Parser(add_help=False)
+    for target in (parser, shared):
+        # below a command they must not undo what was said before it
+        default: Any = None if target is parser else argparse.SUPPRESS
+        target.add_argument("--socket", metavar="PATH", default=default, help="the admin socket")
+        target.add_argument(
+            "--json",
+            action="store_true",
+            default=False if target is parser else default,
+            help="one JSON object a line, for scripts",
+        )
+    parser.set_defaults(name="", make=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name: str, about: str, make: Make | None) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name, help=about, description=about, parents=[shared], allow_abbrev=False
+        )
+        added.set_defaults(name=name, make=make)
+        return added
+
+    _looking(command)
+    _models(command)
+    _requests(command)
+    completion = command("completion", "Print a completion script for a shell.", None)
+    completion.add_argument("shell", choices=SHELLS)
+    return parser
+
+
+Add: TypeAlias = Callable[[str, str, "Make | None"], argparse.ArgumentParser]
+
+
+def _looking(command: Add) -> None:
+    command("status", "Show daemon, totals and workers.", lambda _: p.GetStatus())
+    command("models", "List the models that llmd knows.", lambda _: p.GetModels())
+    requests = command(
+        "requests",
+        "List requests.",
+        lambda o: p.GetRequests(
+            state=o.state, model=o.model, key=o.key, ended=o.ended, limit=o.limit
+        ),
+    )
+    requests.add_argument("--state", default="", help="only those in this state")
+    requests.add_argument("--model", metavar="MODEL", default="", help="only those for this model")
+    requests.add_argument("--key", metavar="KEY", default="", help="only those of this key")
+    requests.add_argument("-a", "--ended", action="store_true", help="ended ones, too")
+    requests.add_argument("--limit", metavar="N", type=_count, default=1000, help="N at most")
+    command("queue", "Show what waits.", lambda _: p.GetQueue())
+    why = command("why", "Tell a request's whole story.", lambda o: p.GetWhy(request=o.request))
+    why.add_argument("request", metavar="ID")
+    logs = command(
+        "logs",
+        "Show what a model's worker said.",
+        lambda o: p.Logs(model=o.model, lines=o.lines, follow=o.follow),
+    )
+    logs.add_argument("model", metavar="MODEL")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on as it says more")
+    logs.add_argument("-n", "--lines", metavar="N", type=_natural, default=50, help="the last N")
+    watch = command(
+        "watch", "Show what happens, as it happens.", lambda o: p.Subscribe(topics=tuple(o.topics))
+    )
+    watch.add_argument(
+        "topics", metavar="TOPIC", nargs="*", help=f"of {', '.join(p.TOPICS)}; none = all"
+    )
+    command("version", "Print the versions of llmctl and of the daemon.", lambda _: p.GetVersion())
+
+
+def _models(command: Add) -> None:
+    switch = command(
+        "switch",
+        "Load a model in the place of others.",
+        lambda o: p.Switch(
+            model=o.model,
+            evict=tuple(o.evict),
+            add=o.add,
+            drain_s=o.drain,
+            force=o.force,
+            if_gen=o.if_gen,
+            dry_run=o.dry_run,
+            wait=o.wait,
+        ),
+    )
+    switch.add_argument("model", metavar="MODEL", nargs="?", default="")
+    switch.add_argument(
+        "--from",
+        dest="evict",
+        metavar="MODEL",
+        action="append",
+        default=[],
+        help="what goes for it (default: llmd chooses); may be repeated",
+    )
+    switch.add_argument("--add", action="store_true", help="evict nothing, or do nothing")
+    switch.add_argument("--dry-run", action="store_true", help="only print the plan")
+    _leaving(switch)
+    load = command(
+        "load",
+        "Load a model beside the others.",
+        lambda o: p.Load(model=o.model, if_gen=o.if_gen, wait=o.wait),
+    )
+    load.add_argument("model", metavar="MODEL")
+    _careful(load)
+    for name, about, kind in (
+        ("unload", "Take a model out of memory.", p.Unload),
+        ("restart", "Unload a loaded model and load it again.", p.Restart),
+    ):
+        added = command(name, about, _goes(kind))
+        added.add_argument("model", metavar="MODEL")
+        _leaving(added)
+    reset = command("reset", "Let a failed model be tried again.", lambda o: p.Reset(model=o.model))
+    reset.add_argument("model", metavar="MODEL")
+    stop = command(
+        "stop",
+        "Turn away what waits and unload everything.",
+        lambda o: p.Stop(if_gen=o.if_gen, wait=o.wait),
+    )
+    _careful(stop)
+
+
+def _goes(kind: type[p.Unload] | type[p.Restart]) -> Make:
+    return lambda o: kind(
+        model=o.model, drain_s=o.drain, force=o.force, if_gen=o.if_gen, wait=o.wait
+    )
+
+
+def _requests(command: Add) -> None:
+    cancel = command(
+        "cancel",
+        "Cancel requests.",
+        lambda o: p.Cancel(requests=tuple(o.requests), all=o.all, model=o.model, key=o.key),
+    )
+    cancel.add_argument("requests", metavar="ID", nargs="*")
+    cancel.add_argument("--all", action="store_true", help="every request")
+    cancel.add_argument("--model", metavar="MODEL", default="", help="all for this model")
+    cancel.add_argument("--key", metavar="KEY", default="", help="all of this key")
+    drain = command(
+        "drain",
+        "Admit nothing new: what comes waits.",
+        lambda o: p.Drain(reject_queued=o.reject_queued),
+    )
+    drain.add_argument(
+        "--reject-queued", action="store_true", help="turn away what waits and what comes"
+    )
+    command("resume", "Admit again.", lambda _: p.Resume())
+
+
+def _leaving(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--drain",
+        metavar="SEC",
+        type=_seconds,
+        help="cancel what still runs after SEC seconds; 0 = let it finish",
+    )
+    parser.add_argument("--force", action="store_true", help="cancel what runs at once")
+    _careful(parser)
+
+
+def _careful(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--if-gen", metavar="N", type=int, help="do nothing if the generation is not N any more"
+    )
+    parser.add_argument("--wait", action="store_true", help="return when it is done")
+
+
+def parse(words: Sequence[str], parser: Parser | None = None) -> argparse.Namespace:
+    """Return what the words say.
+
+    Raises:
+        UsageError: They are no command.
+        SystemExit: They ask for help.
+    """
+    options = (parser or build_parser()).parse_args(words)
+    if options.name == "cancel":
+        chosen = [bool(options.requests), options.all, bool(options.model or options.key)]
+        if sum(chosen) != 1:
+            usage = "usage: llmctl cancel ID... | --all | --model MODEL | --key KEY\n"
+            raise UsageError("name requests, or say --all, --model or --key", usage)
+    return options
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= _MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"must be between 0 and {_MOST_SECONDS:g}")
+    return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 100_000:
+        raise argparse.ArgumentTypeError("must be between 0 and 100000")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 10_000:
+        raise argparse.ArgumentTypeError("must be between 1 and 10000")
+    return value

@@ -1,0 +1,182 @@
+"""The program `llmctl`: admin commands for people and scripts.
+
+Exit status: 0 done, 1 refused, 2 wrong usage, 3 no daemon. It imports neither trio nor textual, and
+what only some commands need is imported by them, so that it starts fast.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+import msgspec
+
+from llmd import __version__
+from llmd.admin import protocol as p
+from llmd.admin.grammar import Parser, UsageError, build_parser, parse
+from llmd.client import BadReply, Client, Refused, Unreachable
+
+if TYPE_CHECKING:
+    from llmd.ctl.tables import Style
+
+DONE, REFUSED, USAGE, UNREACHABLE = 0, 1, 2, 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `llmctl` with `argv` (default: the process's own) and return its exit status.
+
+    Raises:
+        SystemExit: From argparse, for `--help`.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["_names"]:
+        return _names(words[1:])
+    if words and words[0] in p.NOT_BUILT:
+        return _complain(f"{words[0]} is not supported yet by this version of llmd", REFUSED)
+    parser = build_parser()
+    try:
+        options = parse(words, parser)
+    except UsageError as error:
+        sys.stderr.write(error.usage)
+        return _complain(str(error), USAGE)
+    try:
+        return _run(parser, options)
+    except KeyboardInterrupt:
+        return DONE if options.name in ("watch", "logs") else 130
+    except BrokenPipeError:
+        # who read our output has had enough; nothing may be flushed there at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Refused as error:
+        return _complain(error.message, REFUSED, json=options.json, code=error.code)
+    except (Unreachable, BadReply) as error:
+        return _complain(str(error), UNREACHABLE, json=options.json, code="unreachable")
+
+
+def _run(parser: Parser, options: Namespace) -> int:
+    if options.name == "completion":
+        from llmd.ctl.completion import script
+
+        sys.stdout.write(script(parser, options.shell))
+        return DONE
+    if options.make is None:
+        parser.print_help(sys.stderr)
+        return USAGE
+    if options.name == "switch" and not options.model:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return _complain("switch needs the name of a model", USAGE)
+        options.model = _choose(options)
+        if not options.model:
+            return REFUSED
+    if options.name == "version":
+        return _version(options)
+    out = _Output(sys.stdout, style(sys.stdout, os.environ), json=options.json)
+    with Client(options.socket) as client:
+        if options.name == "watch":
+            for message in client.subscribe(*options.topics):
+                out.show(message)
+            return _complain("llmd has ended", UNREACHABLE)
+        if options.name == "logs" and options.follow:
+            for line in client.follow(options.model, lines=options.lines):
+                out.show(line)
+            return _complain("llmd has ended", UNREACHABLE)
+        answer = client.call(options.make(options))
+    out.show(answer)
+    refused = isinstance(answer, p.Plan) and not answer.fits
+    missed = isinstance(answer, p.Cancelled) and (answer.unknown or answer.pending)
+    return REFUSED if refused or missed else DONE
+
+
+def _version(options: Namespace) -> int:
+    """Print both versions; without a daemon that of llmctl is still known."""
+    try:
+        with Client(options.socket) as client:
+            daemon = client.version()
+    except Unreachable as error:
+        sys.stdout.write(f"llmctl {__version__}\n")
+        return _complain(str(error), UNREACHABLE)
+    if not options.json:
+        sys.stdout.write(f"llmctl {__version__}\n")
+    _Output(sys.stdout, style(sys.stdout, os.environ), json=options.json).show(daemon)
+    return DONE
+
+
+def _choose(options: Namespace) -> str:
+    """Return the model that the person at the terminal picks from a list; "" for none."""
+    with Client(options.socket) as client:
+        names = [model.name for model in client.models().models if not model.fault]
+    for number, name in enumerate(names, 1):
+        sys.stderr.write(f"{number:3}  {name}\n")
+    sys.stderr.write("switch to which? ")
+    sys.stderr.flush()
+    said = sys.stdin.readline().strip()
+    if said.isascii() and said.isdigit() and 1 <= int(said) <= len(names):
+        return names[int(said) - 1]
+    return said if said in names else ""
+
+
+def _names(words: Sequence[str]) -> int:
+    """Print names for completion, one a line; nothing without a daemon."""
+    try:
+        with Client(timeout_s=1.0) as client:
+            if words[:1] == ["models"]:
+                names = [model.name for model in client.models().models]
+            else:
+                names = [request.id for request in client.requests().requests]
+    except (Refused, Unreachable, BadReply):
+        return UNREACHABLE
+    sys.stdout.write("".join(f"{name}\n" for name in names))
+    return DONE
+
+
+def style(out: TextIO, env: Mapping[str, str]) -> Style:
+    """Return how to write to `out`: cut and coloured on a terminal only."""
+    from llmd.ctl.tables import Style
+
+    if not out.isatty():
+        return Style()
+    plain = env.get("NO_COLOR") or env.get("TERM") == "dumb"
+    return Style(shutil.get_terminal_size().columns, colour=not plain)
+
+
+class _Output:
+    """Shows answers: as JSON, one object a line, or as text for a person."""
+
+    def __init__(self, out: TextIO, style: Style, *, json: bool) -> None:
+        self._out = out
+        self._style = style
+        self._json = json
+
+    def show(self, answer: Any) -> None:
+        for line in self._as_json(answer) if self._json else self._as_text(answer):
+            self._out.write(line + "\n")
+        self._out.flush()
+
+    def _as_json(self, answer: Any) -> list[str]:
+        rows: Sequence[Any] = (answer,)
+        if isinstance(answer, p.Models):
+            rows = answer.models
+        elif isinstance(answer, p.Requests):
+            rows = answer.requests
+        elif isinstance(answer, p.Log):
+            rows = answer.lines
+        return [msgspec.json.encode(row).decode() for row in rows]
+
+    def _as_text(self, answer: Any) -> list[str]:
+        from llmd.ctl import render
+
+        return render.text(answer, self._style, time.time())
+
+
+def _complain(message: str, status: int, *, json: bool = False, code: str = "") -> int:
+    if json:
+        error = {"error": {"code": code, "message": message}}
+        sys.stderr.write(msgspec.json.encode(error).decode() + "\n")
+    else:
+        sys.stderr.write(f"llmctl: {message}\n")
+    return status

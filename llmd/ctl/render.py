@@ -1,0 +1,332 @@
+"""Answers as lines for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from llmd.admin import protocol as p
+from llmd.ctl.tables import Style, clock, count, size, span, table
+
+
+def status(view: p.Status, style: Style, now: float) -> list[str]:
+    """Return the daemon in one page."""
+    daemon, totals = view.daemon, view.totals
+    admission = "" if daemon.admission_open else "  admission paused (llmctl resume)"
+    oldest = f" (oldest {span(now - totals.oldest_at)})" if totals.oldest_at else ""
+    lines = [
+        f"llmd {daemon.version} @{daemon.host}  {style.paint(daemon.state, daemon.state)}"
+        f"  up {span(now - daemon.started_at)}  generation {daemon.generation}"
+        f"  {daemon.url}{admission}",
+        f"run {totals.running}  slots {totals.slots_busy}/{totals.slots}"
+        f"  queue {totals.queued}/{totals.max_queued or '∞'}{oldest}"
+        f"  gen {totals.tokens_per_s:.0f} t/s"
+        f"  TTFT p95 {span(totals.first_token_p95_s)}  wait p95 {span(totals.wait_p95_s)}"
+        f"  429 {totals.limited_per_min}/min  err {totals.errors_5m}/5m",
+        f"memory {size(totals.memory_held_bytes)} held, limit {size(totals.memory_limit_bytes)},"
+        f" box {size(totals.memory_total_bytes)}",
+    ]
+    if not view.workers:
+        return [*lines, "", "no model is loaded; llmctl models lists them"]
+    return [*lines, "", *workers(view.workers, style, now)]
+
+
+def workers(views: Sequence[p.Worker], style: Style, now: float) -> list[str]:
+    """Return a table of workers."""
+    rows = [
+        [
+            worker.state,
+            worker.model,
+            size(worker.memory_bytes),
+            f"{worker.slots_busy}/{worker.slots}" if worker.slots else "-",
+            f"{worker.tokens_per_s:.0f}",
+            span(worker.first_token_p95_s),
+            str(worker.waiting),
+            span(now - worker.since_at if worker.since_at else None),
+            str(worker.crashes),
+            worker.note,
+        ]
+        for worker in views
+    ]
+    columns = ("STATE", "MODEL", "MEM", "SLOTS", "T/S", "TTFT95", "QUEUE", "FOR", "CRASH", "NOTE")
+    return table(columns, rows, style, right="MEM SLOTS T/S TTFT95 QUEUE FOR CRASH")
+
+
+def models(view: p.Models, style: Style) -> list[str]:
+    """Return a table of the catalog."""
+    rows = [
+        [
+            model.state,
+            model.name,
+            count(model.context) if model.context else "-",
+            _parameters(model.parameters),
+            model.quantisation or "-",
+            size(model.size_bytes),
+            size(model.estimate_bytes),
+            model.fault or ", ".join(model.capabilities),
+        ]
+        for model in view.models
+    ]
+    columns = ("STATE", "MODEL", "CONTEXT", "PARAMS", "QUANT", "FILE", "MEM", "CAN")
+    return table(columns, rows, style, right="CONTEXT PARAMS FILE MEM")
+
+
+def _parameters(number: int | None) -> str:
+    if not number:
+        return "-"
+    return f"{number / 1e9:.1f}B" if number >= 1e9 else f"{number / 1e6:.1f}M"
+
+
+def requests(view: p.Requests, style: Style, now: float) -> list[str]:
+    """Return a table of requests."""
+    if not view.requests:
+        return ["no requests"]
+    rows = [_request(request, now) for request in view.requests]
+    columns = (
+        "ID", "STATE", "PRI", "MODEL", "KEY", "WAIT", "PROMPT", "GEN", "T/S", "AGE", "ETA", "WHY",
+    )  # fmt: skip
+    lines = table(columns, rows, style, right="WAIT PROMPT GEN T/S AGE ETA")
+    if view.total > len(view.requests):
+        lines.append(f"and {view.total - len(view.requests)} more (--limit)")
+    return lines
+
+
+def _request(request: p.Request, now: float) -> list[str]:
+    queued = request.state == "queued" and request.queued_at is not None
+    wait_s = request.wait_s + (now - (request.queued_at or now) if queued else 0.0)
+    most = "" if request.max_tokens is None else f"/{request.max_tokens}"
+    return [
+        request.id,
+        request.state,
+        request.priority,
+        request.model or "-",
+        request.key or "-",
+        span(wait_s),
+        count(request.prompt_tokens),
+        f"{request.completion_tokens}{most}",
+        "-" if request.tokens_per_s is None else f"{request.tokens_per_s:.1f}",
+        span((request.ended_at or now) - request.received_at),
+        span(None if request.eta_at is None else request.eta_at - now),
+        _why(request, now),
+    ]
+
+
+def _why(request: p.Request, now: float) -> str:
+    if request.why is not None:
+        return (
+            f"#{request.position} {request.why.detail}"
+            if request.position
+            else (request.why.detail)
+        )
+    if request.ended:
+        return request.reason or (str(request.status) if request.status else "")
+    if request.silent_since_at is not None:
+        return f"no token for {span(now - request.silent_since_at)}"
+    return ""
+
+
+def queue(view: p.Queue, style: Style, now: float) -> list[str]:
+    """Return what waits, by model and by key."""
+    head = (
+        f"queued {view.queued}/{view.max_queued or '∞'}"
+        f"  tokens {count(view.queued_tokens)}/{count(view.max_queued_tokens) or '∞'}"
+        + "".join(f"  {name} {number}" for name, number in view.by_class.items())
+        + ("" if view.admission_open else "  admission paused (llmctl resume)")
+    )
+    lines = [head]
+    if view.models:
+        rows = [
+            [
+                model.model,
+                str(model.running),
+                *(str(model.queued.get(name, 0)) for name in ("high", "normal", "low")),
+                count(model.queued_tokens),
+                span(now - model.oldest_at if model.oldest_at else None),
+                span(model.service_s),
+                span(model.load_s),
+            ]
+            for model in view.models
+        ]
+        columns = (
+            "MODEL", "RUN", "HIGH", "NORMAL", "LOW", "TOKENS", "OLDEST", "SERVICE", "LOAD",
+        )  # fmt: skip
+        lines += ["", *table(columns, rows, style, right=" ".join(columns[1:]))]
+    if view.keys:
+        keys = [[k.key, str(k.running), str(k.queued), f"{k.counter:.0f}"] for k in view.keys]
+        headings = ("KEY", "RUN", "QUEUED", "COUNTER")
+        lines += ["", *table(headings, keys, style, right="RUN QUEUED COUNTER")]
+    return lines
+
+
+def plan(view: p.Plan, style: Style) -> list[str]:
+    """Return a plan, or what was done by one."""
+    names = ", ".join(eviction.model for eviction in view.evict)
+    if view.loaded and not view.evict:
+        head = f"{view.model} is loaded already ({view.state})"
+    elif view.dry_run:
+        head = f"{names or 'nothing'} -> {view.model}   (plan, nothing done)"
+    else:
+        head = f"loading {view.model}" + (f" in place of {names}" if names else "")
+    lines = [style.bold(head)]
+    if not view.fits:
+        return [*lines, f"  does NOT fit: {view.reason}"]
+    for eviction in view.evict:
+        service = f", {span(eviction.service_s)} each" if eviction.service_s else ""
+        lines.append(
+            f"  evicts {eviction.model}: frees {size(eviction.memory_bytes)},"
+            f" {eviction.running} running{service}, {eviction.queued} queued"
+        )
+    freed = sum(eviction.memory_bytes for eviction in view.evict)
+    more = 0 if view.loaded else view.memory_bytes
+    limit = f" of {size(view.limit_bytes)}" if view.limit_bytes else ""
+    lines.append(
+        f"  memory {size(view.held_bytes)} now, - {size(freed)} + {size(more)}"
+        f" = {size(max(0, view.held_bytes - freed + more))}{limit}"
+    )
+    if view.fits_beside and view.evict:
+        lines.append("  it also fits without evicting anything: llmctl load")
+    if view.load_s:
+        lines.append(f"  load about {span(view.load_s)}, {view.queued} requests wait for it")
+    if view.dry_run:
+        lines.append(f"  = {view.command}")
+    return lines
+
+
+def story(view: p.Story, style: Style, now: float) -> list[str]:
+    """Return a request's whole story, each step with its time and the time since its start."""
+    request = view.request
+    lines = [
+        f"{style.bold(request.id)}  {style.paint(request.state, request.state)}"
+        f"  {request.model or '-'}  key {request.key or '-'}  class {request.priority}",
+        f"{request.path} from {request.client or '-'}  {'stream' if request.stream else 'plain'}"
+        f"  prompt {count(request.prompt_tokens)} ({count(request.cached_tokens)} cached)"
+        f"  generated {request.completion_tokens}"
+        + ("" if request.max_tokens is None else f" of {request.max_tokens}"),
+        "",
+    ]
+    moments = sorted(_moments(view), key=lambda moment: moment[0])
+    for at, text in moments:
+        lines.append(f"  {clock(at, fraction=True)}  +{at - request.received_at:8.3f}s  {text}")
+    if not request.ended:
+        eta = "" if request.eta_at is None else f", expected in {span(request.eta_at - now)}"
+        lines.append(f"  {clock(now, fraction=True)}  +{now - request.received_at:8.3f}s  now{eta}")
+    return lines
+
+
+def _moments(view: p.Story) -> list[tuple[float, str]]:
+    request = view.request
+    moments = [(request.received_at, "received")]
+    for step in view.steps:
+        granted = step.rule == "granted"
+        blockers = ", ".join(step.blockers)
+        place = f", position {step.position}" if step.position else ""
+        by = f" [{blockers}]" if blockers else ""
+        word = "granted" if granted else "waits"
+        moments.append((step.at, f"{word}: {step.detail} ({step.rule}{place}){by}"))
+    if request.granted_at is not None and not any(s.rule == "granted" for s in view.steps):
+        moments.append((request.granted_at, "granted"))
+    if request.first_token_at is not None:
+        moments.append((request.first_token_at, "first token"))
+    if request.ended_at is not None:
+        status = f" {request.status}" if request.status else ""
+        why = f": {request.reason}" if request.reason else ""
+        cause = f" by {request.cancel_cause}" if request.cancel_cause else ""
+        moments.append((request.ended_at, f"{request.state}{cause}{status}{why}"))
+    return moments
+
+
+def acted(view: p.Acted) -> list[str]:
+    """Return what an action on one model hit."""
+    hit = f", {view.running} running" if view.running else ""
+    waits = f", {view.queued} queued" if view.queued else ""
+    return [f"{view.model}: {view.state}{hit}{waits}"]
+
+
+def cancelled(view: p.Cancelled) -> list[str]:
+    """Return what a cancel hit."""
+    lines = [f"cancelled {len(view.cancelled)}: {', '.join(view.cancelled) or '-'}"]
+    for word, ids in (
+        ("not ended yet", view.pending),
+        ("had ended before", view.ended),
+        ("not known", view.unknown),
+    ):
+        if ids:
+            lines.append(f"{word}: {', '.join(ids)}")
+    return lines
+
+
+def stopped(view: p.Stopped) -> list[str]:
+    """Return what a stop hit."""
+    return [
+        f"unloading {', '.join(view.unload) or 'nothing'};"
+        f" {view.running} running may finish, {view.refused} queued turned away"
+    ]
+
+
+def admission(view: p.Admission) -> list[str]:
+    """Return whether requests are admitted."""
+    word = "open" if view.admission_open else "paused; llmctl resume opens it"
+    return [f"admission {word}: {view.running} running, {view.queued} queued"]
+
+
+def version(view: p.Version) -> list[str]:
+    """Return the daemon's versions."""
+    return [
+        f"llmd {view.version} (protocol {view.protocol}, Python {view.python})",
+        f"engine {view.engine}",
+    ]
+
+
+def log_line(line: p.LogLine) -> str:
+    """Return a line of a worker's log."""
+    return f"{clock(line.at, fraction=True)} {line.stream:6} {line.text}"
+
+
+def event(message: p.Snapshot | p.Event | p.Lagged, style: Style) -> list[str]:
+    """Return what has happened, a line for each."""
+    if isinstance(message, p.Lagged):
+        return [f"-- {message.missed} events missed --"]
+    at = clock(message.at)
+    lines = [
+        f"{at} worker  {style.paint(f'{w.state:9}', w.state)} {w.model}  "
+        f"{w.slots_busy}/{w.slots} busy  {w.waiting} queued  {w.note}".rstrip()
+        for w in message.workers or ()
+    ]
+    lines += [
+        f"{at} request {style.paint(f'{r.state:9}', r.state)} {r.id}  {r.model}  {r.key}  "
+        f"{r.completion_tokens} tokens  {_why(r, message.at)}".rstrip()
+        for r in message.requests or ()
+    ]
+    lines += [f"{clock(n.at)} log     {n.level:9} {n.text}" for n in message.log or ()]
+    if message.queue is not None and isinstance(message, p.Event):
+        lines.append(f"{at} queue   {message.queue.queued} waiting")
+    return lines
+
+
+def text(answer: object, style: Style, now: float) -> list[str]:
+    """Return any answer as lines for a person.
+
+    Raises:
+        KeyError: Nobody knows how to show it.
+    """
+    return _FORMS[type(answer)](answer, style, now)
+
+
+_FORMS: Mapping[type, Callable[[Any, Style, float], list[str]]] = {
+    p.Status: status,
+    p.Models: lambda view, style, _now: models(view, style),
+    p.Requests: requests,
+    p.Queue: queue,
+    p.Story: story,
+    p.Plan: lambda view, style, _now: plan(view, style),
+    p.Acted: lambda view, _style, _now: acted(view),
+    p.Cancelled: lambda view, _style, _now: cancelled(view),
+    p.Stopped: lambda view, _style, _now: stopped(view),
+    p.Admission: lambda view, _style, _now: admission(view),
+    p.Version: lambda view, _style, _now: version(view),
+    p.Log: lambda view, _style, _now: [log_line(line) for line in view.lines],
+    p.LogLine: lambda view, _style, _now: [log_line(view)],
+    p.Snapshot: lambda message, style, _now: event(message, style),
+    p.Event: lambda message, style, _now: event(message, style),
+    p.Lagged: lambda message, style, _now: event(message, style),
+}

@@ -1,0 +1,149 @@
+"""Text for people: aligned tables that fit the terminal, numbers in their usual short forms."""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+_COLOURS: Mapping[str, str] = {
+    **dict.fromkeys(("ready", "decode", "done", "ok"), "32"),
+    **dict.fromkeys(("starting", "loading", "prefill", "queued", "draining", "stopping"), "33"),
+    **dict.fromkeys(("failed", "backoff", "timed_out"), "31"),
+    **dict.fromkeys(("off", "cancelled", "abandoned", "refused", "received"), "2"),
+}
+_LEAST_WIDTH = 8  # of a column that gives way
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How wide lines may be, and whether they may have colours.
+
+    Attributes:
+        width: In cells; 0 = no limit.
+        colour: Escape sequences are welcome.
+    """
+
+    width: int = 0
+    colour: bool = False
+
+    def paint(self, text: str, word: str) -> str:
+        """Return text in the colour of a state's word."""
+        code = _COLOURS.get(word)
+        return f"\x1b[{code}m{text}\x1b[0m" if self.colour and code else text
+
+    def bold(self, text: str) -> str:
+        """Return text that stands out."""
+        return f"\x1b[1m{text}\x1b[0m" if self.colour else text
+
+
+def cells(text: str) -> int:
+    """Return how many cells of a terminal text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        for char in text
+    )
+
+
+def cut(text: str, width: int) -> str:
+    """Return text in at most `width` cells, with an ellipsis where something is missing."""
+    if cells(text) <= width:
+        return text
+    kept, used = "", 0
+    for char in text:
+        used += cells(char)
+        if used > width - 1:
+            break
+        kept += char
+    return kept + "…" if width > 0 else ""
+
+
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], style: Style, *, right: str = ""
+) -> list[str]:
+    """Return the lines of a table.
+
+    Args:
+        columns: Headings. The last column is cut first, then the widest ones.
+        rows: Cells; a cell that is the word of a state gets its colour.
+        style: Of the terminal.
+        right: Headings of the columns that are aligned to the right, separated by spaces.
+    """
+    widths = [
+        max(cells(heading), *(cells(row[i]) for row in rows), 0)
+        for i, heading in enumerate(columns)
+    ]
+    _shrink(widths, style.width)
+    numeric = set(right.split())
+
+    def line(row: Sequence[str], *, heading: bool) -> str:
+        parts = []
+        for i, (text, width) in enumerate(zip(row, widths, strict=True)):
+            shown = cut(text, width)
+            gap = " " * (width - cells(shown))
+            painted = style.bold(shown) if heading else style.paint(shown, text)
+            parts.append(gap + painted if columns[i] in numeric else painted + gap)
+        return "  ".join(parts).rstrip()
+
+    return [line(columns, heading=True), *(line(row, heading=False) for row in rows)]
+
+
+def _shrink(widths: list[int], limit: int) -> None:
+    """Make columns narrower until they fit: the last one first, then whichever is widest."""
+    over = sum(widths) + 2 * (len(widths) - 1) - limit if limit else 0
+    if over > 0:
+        give = min(over, max(0, widths[-1] - _LEAST_WIDTH))
+        widths[-1] -= give
+        over -= give
+    while over > 0:
+        widest = widths.index(max(widths))
+        if widths[widest] <= 1:
+            return
+        widths[widest] -= 1
+        over -= 1
+
+
+# --- numbers -------------------------------------------------------------------------------
+
+
+def size(count: int) -> str:
+    """Return bytes as 24.1G; "-" for none."""
+    if not count:
+        return "-"
+    value, units = float(count), list("BKMGT")
+    while value >= 1000 and len(units) > 1:
+        value /= 1024
+        units.pop(0)
+    whole = value >= 100 or units[0] == "B"
+    return f"{value:.0f}{units[0]}" if whole else f"{value:.1f}{units[0]}"
+
+
+def count(number: int) -> str:
+    """Return a count as 812 or 31.0k."""
+    return str(number) if number < 1000 else f"{number / 1000:.1f}k"
+
+
+def span(seconds: float | None) -> str:
+    """Return a duration as 0.4s, 14s, 3m12s, 2h05m or 3d04h; "-" for none."""
+    if seconds is None:
+        return "-"
+    seconds = max(0.0, seconds)
+    if seconds < 9.95:
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def clock(at: float, *, fraction: bool = False) -> str:
+    """Return a moment as local time of day."""
+    text = time.strftime("%H:%M:%S", time.localtime(at))
+    return f"{text}.{int(at % 1 * 1000):03d}" if fraction else text
