@@ -38,7 +38,7 @@ def parse(kind: Kind, body: bytes, limits: SchemaLimits) -> ParsedRequest:
     try:
         decoded = kind.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _refusal(kind, body, error) from error
+        raise _refusal(kind, error) from error
     check_depth(body)
     parsed = ParsedRequest(kind, body)
     parsed.model = decoded.model
@@ -157,8 +157,7 @@ def _check_choices(name: str, value: float, *, ranged: bool) -> None:
 
 
 def _wrong(name: str, *, missing: bool = False) -> InvalidRequest:
-    field = name.partition("[")[0].partition(".")[0]
-    wanted = bodies.WANTED.get(name) or bodies.WANTED.get(field, "of another type")
+    wanted = bodies.WANTED.get(name, "of another type")
     verb = "is required:" if missing else "must be"
     return InvalidRequest(f"{name} {verb} {wanted}", param=name)
 
@@ -166,7 +165,7 @@ def _wrong(name: str, *, missing: bool = False) -> InvalidRequest:
 _PATH = re.compile(r" - at `\$\.?(.*)`$")
 
 
-def _refusal(kind: Kind, body: bytes, error: Exception) -> InvalidRequest:
+def _refusal(kind: Kind, error: Exception) -> InvalidRequest:
     """Say what is wrong with a body that could not be decoded."""
     if isinstance(error, RecursionError):
         return _too_deep()
@@ -179,9 +178,10 @@ def _refusal(kind: Kind, body: bytes, error: Exception) -> InvalidRequest:
     if path is None:
         return InvalidRequest("the request body must be a JSON object")
     name = path.group(1)
-    if name.startswith("messages[...]"):
-        return _wrong_message(body)
-    field = name.partition("[")[0].partition(".")[0]
+    field, bracket, _ = name.partition("[")
+    if field == "messages" and bracket:
+        return _faulty_message(name, str(error))
+    field = field.partition(".")[0]
     if field == "logprobs":
         chat = kind.form is Form.CHAT
         wanted = "true or false" if chat else "a whole number of tokens, 0 or more"
@@ -189,38 +189,19 @@ def _refusal(kind: Kind, body: bytes, error: Exception) -> InvalidRequest:
     return _wrong(field)
 
 
-_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_decode_message = msgspec.json.Decoder(bodies.Message).decode
-
-
-def _wrong_message(body: bytes) -> InvalidRequest:
-    """Find the first faulty message, which the decoder does not number."""
-    messages = _decode_list(_decode_fields(body)["messages"])
-    number = 0
-    try:
-        while True:
-            _decode_message(messages[number])
-            number += 1
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return _faulty_message(f"messages[{number}]", str(error))
-
-
-def _faulty_message(place: str, reason: str) -> InvalidRequest:
+def _faulty_message(name: str, reason: str) -> InvalidRequest:
+    """Say what is wrong with one message; `name` is the field, as in `messages[2].role`."""
     if "field `role`" in reason:
-        return InvalidRequest(f"{place} has no role; add one such as user", param=f"{place}.role")
-    path = _PATH.search(reason)
-    if path is None:
-        return InvalidRequest(f"{place} must be an object with a role and a content", param=place)
-    field = path.group(1)
-    if field == "role":
-        return InvalidRequest(f"{place}.role must be a string", param=f"{place}.role")
-    if field.startswith("content"):
-        return InvalidRequest(
-            f"{place}.content must be a string, an array of objects with a type, or null",
-            param=f"{place}.content",
-        )
-    return InvalidRequest(f"{place}.{field} has a wrong type", param=f"{place}.{field}")
+        return InvalidRequest(f"{name} has no role; add one such as user", param=f"{name}.role")
+    place, _, field = name.partition(".")
+    if not field:
+        wanted = "an object with a role and a content"
+    elif field.startswith("content"):
+        name = f"{place}.content"
+        wanted = "a string, an array of objects with a type, or null"
+    else:
+        wanted = "a string"
+    return InvalidRequest(f"{name} must be {wanted}", param=name)
 
 
 # --- depth ---------------------------------------------------------------------------------
