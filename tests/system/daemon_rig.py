@@ -63,9 +63,7 @@ class RunningDaemon:
         if key:
             sent.append(("authorization", f"Bearer {key}"))
         async with httpx.AsyncClient(trust_env=False, timeout=DEADLINE_S) as client:
-            got = await client.request(
-                method, self.bound.url + path, content=content, headers=sent
-            )
+            got = await client.request(method, self.bound.url + path, content=content, headers=sent)
         return Answer(got.status_code, dict(got.headers), got.content)
 
     async def chat(self, prompt="hi", *, key=None, headers=(), **fields) -> Answer:
@@ -184,10 +182,8 @@ async def running(runtime_dir, engine, models, *, key="", **groups):
         key: A key to send by default.
         groups: Tables of the config by name, over settings that suit tests.
     """
-    entries = [
-        {"threads": 1, "parallel": 2, "context_size": 1024, **entry}
-        for entry in (m if isinstance(m, dict) else {"name": m.stem, "path": str(m)} for m in models)
-    ]
+    named = (m if isinstance(m, dict) else {"name": m.stem, "path": str(m)} for m in models)
+    entries = [{"threads": 1, "parallel": 2, "context_size": 1024, **entry} for entry in named]
     document = {
         "server": {"port": 0, "drain_timeout_sec": 5, **groups.pop("server", {})},
         "rate_limit": {

@@ -1,4 +1,4 @@
-"""Workers that die or hang, and clients that misbehave: each a clear answer, and nobody else hurt."""
+"""Workers that die or hang, clients that misbehave: a clear answer, and nobody else hurt."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import signal
 
 import pytest
-import trio
 from daemon_rig import KEYS, read_answer, running
 
 pytestmark = pytest.mark.system
@@ -68,7 +67,6 @@ async def test_a_request_that_kills_each_worker_it_meets_is_given_up(fake):
 
 
 async def test_a_hung_worker_is_found_and_replaced(real):
-    real.services.config.worker  # noqa: B018
     await real.chat(max_tokens=1)
     pid = pid_of(real, "m")
     client = await real.open_chat(max_tokens=8000, stream=True)
@@ -222,8 +220,8 @@ async def test_a_body_that_is_never_finished_is_a_408(small):
 async def test_a_body_over_the_limit_is_a_413_announced_or_not(small):
     got = await bare(small, HEAD + b"Content-Length: 20000\r\n\r\n" + bytes(20000))
     assert got.startswith(b"HTTP/1.1 413 ")
-    chunk = b"3e8\r\n" + b" " * 1000 + b"\r\n"
-    got = await bare(small, HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 20 + b"0\r\n\r\n")
+    chunks = (b"3e8\r\n" + b" " * 1000 + b"\r\n") * 20 + b"0\r\n\r\n"
+    got = await bare(small, HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunks)
     assert got.startswith(b"HTTP/1.1 413 ")
     assert b'"code":"request_too_large"' in got
 
@@ -266,7 +264,8 @@ async def test_bad_json_is_a_400_in_the_one_shape(small, body):
 
 
 async def test_what_is_no_http_is_turned_away(small):
-    for rubbish in (b"\x16\x03\x01\x02\x00\x01\x00", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x00" * 99):
+    hello, preface = b"\x16\x03\x01\x02\x00\x01\x00", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    for rubbish in (hello, preface, b"\x00" * 99):
         got = await bare(small, rubbish + b"\r\n\r\n")
         assert got == b"" or got.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 505 "))
     assert (await small.chat()).status == 200
@@ -327,9 +326,7 @@ async def test_sigterm_lets_streams_finish_and_turns_others_away(
     runtime_dir, fake_engine, demo_small
 ):
     entry = {"name": NAME, "path": str(demo_small), "parallel": 20}
-    async with running(
-        runtime_dir, fake_engine, [entry], server={"drain_timeout_sec": 30}
-    ) as llmd:
+    async with running(runtime_dir, fake_engine, [entry], server={"drain_timeout_sec": 30}) as llmd:
         await llmd.chat()
         late = await llmd.connect()
         await late.send_all(llmd.raw("/live", {})[:20])  # a connection that is already there
@@ -372,5 +369,3 @@ async def test_a_second_sigterm_waits_for_nobody(runtime_dir, fake_engine, demo_
         signal.raise_signal(signal.SIGTERM)
         events = (await read_answer(client)).events
         assert events[-1]["error"]["code"] == "shutting_down"
-
-
