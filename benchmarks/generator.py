@@ -42,10 +42,8 @@ class _Client:
     __slots__ = (
         "answer",
         "busy",
-        "clock_start",
         "finished",
         "first_at",
-        "reads",
         "retries",
         "sent_at",
         "sock",
@@ -59,8 +57,6 @@ class _Client:
         self.first_at = 0.0
         self.finished = 0
         self.retries = 0
-        self.reads = 0
-        self.clock_start = (0.0, 0.0, 0, 0)
 
 
 class Load:
@@ -74,6 +70,9 @@ class Load:
         self._idle: deque[_Client] = deque()
         self._opens_at = 0.0
         self._closes_at = 0.0
+        self._reads = 0
+        self._running_streams = 0
+        self._clock_start: tuple[float, float, int, int] | None = None
 
     def run(self) -> Result:
         """Run the job to its end.
@@ -146,7 +145,6 @@ class Load:
         client.busy = True
         client.answer = Answer()
         client.first_at = 0.0
-        client.reads = 0
         client.sent_at = time.perf_counter()
         if client.sock is not None:
             try:
@@ -201,16 +199,17 @@ class Load:
     def _events(self, client: _Client, answer: Answer, new: int) -> None:
         """Count stream events, and the reads that brought them."""
         now = time.perf_counter()
-        client.reads += 1
+        self._reads += 1
         self.result.all_events += new
         if self._counted(now):
             self.result.reads += 1
             self.result.events += new
         if not client.first_at and answer.has_content:
             client.first_at = now
-            if self.job.clock_pid:
-                clock = process_cpu_s(self.job.clock_pid)
-                client.clock_start = (clock, now, answer.events, client.reads)
+            self._running_streams += 1
+            if self._running_streams == self.job.clients and self.job.clock_pid:
+                cpu_s = process_cpu_s(self.job.clock_pid)
+                self._clock_start = (cpu_s, now, self.result.all_events, self._reads)
 
     def _complete(self, client: _Client, answer: Answer) -> None:
         now = time.perf_counter()
@@ -225,14 +224,18 @@ class Load:
             result.latency_s.append(now - client.sent_at)
             if client.first_at:
                 result.first_s.append(client.first_at - client.sent_at)
-                if self.job.clock_pid:
-                    cpu_s, at, events, reads = client.clock_start
-                    result.clock_cpu_s += process_cpu_s(self.job.clock_pid) - cpu_s
-                    result.clock_events += answer.events - events
-                    result.clock_reads += client.reads - reads
-                    result.clock_wall_s += now - at
+        if self._clock_start is not None:
+            self._stop_clock(now, *self._clock_start)
         if answer.closes:
             self._drop(client)
+
+    def _stop_clock(self, now: float, cpu_s: float, at: float, events: int, reads: int) -> None:
+        self._clock_start = None
+        result = self.result
+        result.clock_cpu_s = process_cpu_s(self.job.clock_pid) - cpu_s
+        result.clock_events = result.all_events - events
+        result.clock_reads = self._reads - reads
+        result.clock_wall_s = now - at
 
     def _counted(self, now: float) -> bool:
         return not self._closes_at or self._opens_at <= now < self._closes_at

@@ -25,7 +25,8 @@ class Job:
         warmup: Requests that each client sends first and that are not measured (with `each`).
         warmup_s: Load before the window opens (without `each`).
         window_s: Length of the window in which requests and events are counted (without `each`).
-        clock_pid: Process whose CPU time is read at the first and the last event; 0 = none.
+        clock_pid: Process whose CPU time is read when all clients' streams have begun, and when
+            the first of them has ended; 0 = none. Needs `each` = 1 and no warm-up.
         deadline_s: A job that takes longer is given up.
     """
 
@@ -71,10 +72,10 @@ class Result:
         all_events: Stream events likewise.
         errors: Statuses that were not 200, with their counts, and broken connections as `0`.
         generator_cpu_s: What this process itself used.
-        clock_cpu_s: CPU of `clock_pid` between the first and the last read of each stream.
-        clock_events: Events that came between the two.
+        clock_cpu_s: CPU of `clock_pid` while all streams ran.
+        clock_events: Events that came meanwhile, on all of them.
         clock_reads: Reads that brought them.
-        clock_wall_s: Time between the two.
+        clock_wall_s: How long that was.
     """
 
     wall_s: float = 0.0

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from benchmarks.bare import BareRelay
 from benchmarks.client import request_bytes
 from benchmarks.job import Job, Result, process_cpu_s
 from benchmarks.rounds import Bench, Pairs, Spread
@@ -25,6 +26,7 @@ class Outcome:
         llmd: Through llmd.
         value: The number that the target is about, in `value_unit`.
         target: What `value` should not exceed, or fall below where `at_least`; None = no target.
+        remark: What a reader must know besides the title.
         notes: Other numbers of interest, named with their units.
         faults: Why the numbers are not to be trusted.
         foreign_cpu: CPUs that other processes kept busy meanwhile.
@@ -40,6 +42,7 @@ class Outcome:
     value_unit: str
     target: float | None = None
     at_least: bool = False
+    remark: str = ""
     notes: dict[str, float] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     foreign_cpu: float = 0.0
@@ -57,7 +60,7 @@ class Outcome:
 
 def latency(bench: Bench) -> Outcome:
     """Measure one client, one token, not streamed: what llmd adds to the median latency."""
-    pairs = bench.pairs(SMALL, _job(SMALL, 1, each=60, warmup=5), bench.count(21, 5))
+    pairs = bench.pairs(bench.sides(SMALL), _job(SMALL, 1, each=60, warmup=5), bench.count(21, 5))
     outcome = _added(
         pairs, lambda r: 1e3 * statistics.median(r.latency_s or [0.0]), faults=pairs.faults(1)
     )
@@ -73,7 +76,7 @@ def latency(bench: Bench) -> Outcome:
 def rate(bench: Bench) -> Outcome:
     """Measure eight clients, one token, not streamed: the share of the direct request rate."""
     job = _job(SMALL, 1, clients=8, warmup_s=0.2, window_s=0.8)
-    pairs = bench.pairs(SMALL, job, bench.count(13, 3))
+    pairs = bench.pairs(bench.sides(SMALL), job, bench.count(13, 3))
     outcome = _ratio(pairs, lambda r: r.requests / r.wall_s, faults=pairs.faults(1))
     outcome.name, outcome.title = "rate", "8 clients, 1 token: request rate"
     outcome.unit, outcome.target = "req/s", 50.0
@@ -85,7 +88,7 @@ def long_streams(bench: Bench) -> Outcome:
     """Measure eight simultaneous streams of 2,000 tokens: the share of the direct token rate."""
     tokens = 500 if bench.quick else 2000
     pairs = bench.pairs(
-        SMALL, _job(SMALL, tokens, stream=True, clients=8, each=1), bench.count(5, 2)
+        bench.sides(SMALL), _job(SMALL, tokens, stream=True, clients=8, each=1), bench.count(5, 2)
     )
     outcome = _ratio(pairs, lambda r: r.tokens / r.wall_s, faults=pairs.faults(tokens))
     outcome.name, outcome.title = "long-streams", f"8 streams of {tokens} tokens: token rate"
@@ -97,7 +100,7 @@ def long_streams(bench: Bench) -> Outcome:
 def short_streams(bench: Bench) -> Outcome:
     """Measure eight clients with 200-token streams one after another: the share of the rate."""
     job = _job(SMALL, 200, stream=True, clients=8, warmup_s=0.4, window_s=1.5)
-    pairs = bench.pairs(SMALL, job, bench.count(11, 3))
+    pairs = bench.pairs(bench.sides(SMALL), job, bench.count(11, 3))
     outcome = _ratio(pairs, lambda r: r.events / r.wall_s, faults=pairs.faults(200))
     outcome.name, outcome.title = "short-streams", "8 clients, streams of 200: token rate"
     outcome.unit, outcome.target = "events/s", 75.0
@@ -108,7 +111,7 @@ def short_streams(bench: Bench) -> Outcome:
 def first_token(bench: Bench) -> Outcome:
     """Measure what llmd adds to the time to the first token of a lone stream."""
     job = _job(SMALL, 16, stream=True, each=25, warmup=3)
-    pairs = bench.pairs(SMALL, job, bench.count(21, 5))
+    pairs = bench.pairs(bench.sides(SMALL), job, bench.count(21, 5))
     outcome = _added(
         pairs, lambda r: 1e3 * statistics.median(r.first_s or [0.0]), faults=pairs.faults(16)
     )
@@ -119,40 +122,57 @@ def first_token(bench: Bench) -> Outcome:
 
 
 def single_events(bench: Bench) -> Outcome:
-    """Measure the daemon's CPU for each event of a stream whose tokens come one at a time.
+    """Measure the daemon's CPU for each event of a lone stream whose tokens come one at a time."""
+    return _single_events(bench, clients=1)
+
+
+def eight_single_events(bench: Bench) -> Outcome:
+    """Measure the same with eight streams at once, so that the daemon is seldom asleep."""
+    return _single_events(bench, clients=8)
+
+
+def _single_events(bench: Bench, *, clients: int) -> Outcome:
+    """Compare the CPU for each event with that of a relay that does nothing but move bytes.
 
     The slow model takes several milliseconds a token, so that nothing can be gathered into one
-    read. Counted is what the daemon spends between the first and the last event, with whatever
-    else it does meanwhile.
+    read. Counted is what a process spends while all streams run, with whatever else it does.
     """
     tokens = 60 if bench.quick else 200
     sides = bench.sides(SLOW)
+    assert isinstance(sides.direct, str)
+    with BareRelay(sides.direct) as relay:
+        sides = replace(sides, direct=relay.address, relay_pid=relay.pid)
+        if not sides.daemon_pid:
+            sides = replace(sides, llmd=relay.address)
 
-    def job(address: Address) -> Job:
-        made = _job(SLOW, tokens, stream=True, each=1)(address)
-        return replace(made, clock_pid=sides.daemon_pid or sides.worker_pid)
+        def job(address: Address) -> Job:
+            made = _job(SLOW, tokens, stream=True, clients=clients, each=1)(address)
+            pid = relay.pid if address == relay.address else sides.daemon_pid
+            return replace(made, clock_pid=pid)
 
-    pairs = bench.pairs(SLOW, job, bench.count(5, 2))
-    direct, llmd = pairs.each(lambda r: 1e3 * r.clock_wall_s / max(1, r.clock_events))
-    _, us = pairs.each(lambda r: 1e6 * r.clock_cpu_s / max(1, r.clock_events))
+        pairs = bench.pairs(sides, job, bench.count(5, 2))
+    bare, llmd = pairs.each(lambda r: 1e6 * r.clock_cpu_s / max(1, r.clock_events))
+    _, gap_ms = pairs.each(lambda r: 1e3 * r.clock_wall_s * clients / max(1, r.clock_events))
     reads = statistics.median(pairs.each(lambda r: r.clock_reads / max(1, r.clock_events))[1])
     faults = pairs.faults(tokens)
     # The last token, the finish reason and the end of a stream come together.
     if reads < 0.95:
         faults.append(f"events did not come singly: {reads:.2f} reads an event")
     outcome = Outcome(
-        name="single-events",
-        title="events one at a time: daemon's CPU",
-        unit="ms/event",
-        direct=Spread.of(direct),
+        name="single-events" if clients == 1 else f"single-events-{clients}",
+        title=f"events one by one, {clients} stream{'s' * (clients > 1)}: CPU",
+        unit="us/event",
+        direct=Spread.of(bare),
         llmd=Spread.of(llmd),
-        value=Spread.of(us),
+        value=Spread.of(llmd),
         value_unit="us/event",
-        target=70.0 if sides.daemon_pid else None,
+        target=70.0,
         faults=faults,
         foreign_cpu=pairs.foreign_cpu,
         repeated=pairs.repeated,
     )
+    outcome.remark = "direct: through a relay that only moves bytes"
+    outcome.notes["ms between events of a stream"] = statistics.median(gap_ms)
     outcome.notes["client reads/event"] = reads
     if sides.daemon_pid:
         outcome.notes["idle daemon CPU us/s"] = _idle_us_per_s(sides.daemon_pid)
@@ -166,6 +186,7 @@ MEASURES: dict[str, Callable[[Bench], Outcome]] = {
     "short-streams": short_streams,
     "long-streams": long_streams,
     "single-events": single_events,
+    "single-events-8": eight_single_events,
 }
 """The paired measures in the order in which they run."""
 

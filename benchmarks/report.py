@@ -36,6 +36,8 @@ def row(outcome: Outcome) -> str:
         f"{outcome.title:<38} {direct:>17} {llmd:>17}   "
         f"{_number(value.median, outcome.value_unit):>16}  {quartiles:<17} {target:<8} {verdict}"
     ]
+    if outcome.remark:
+        lines.append(f"    {outcome.remark}")
     if outcome.notes:
         notes = ", ".join(f"{name} {_plain(number)}" for name, number in outcome.notes.items())
         lines.append(f"    {notes}")

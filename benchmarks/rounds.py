@@ -51,13 +51,15 @@ class Sides:
         direct: The worker's own socket.
         llmd: llmd's; the worker's again in a null test.
         daemon_pid: 0 in a null test.
-        worker_pid: Who listens on `direct`.
+        worker_pid: The worker's process.
+        relay_pid: What stands before the worker on `direct`, for measures that want that.
     """
 
     direct: Address
     llmd: Address
     daemon_pid: int
     worker_pid: int
+    relay_pid: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,12 @@ class Bench:
         """Return a number of rounds."""
         return self.rounds or (quick if self.quick else usual)
 
-    def pairs(self, model: str, job: Callable[[Address], Job], rounds: int) -> Pairs:
+    def pairs(self, sides: Sides, job: Callable[[Address], Job], rounds: int) -> Pairs:
         """Run a load on both sides, until there are `rounds` that nothing else disturbed.
 
         A round that shared the machine with other processes is run again, within limits: after
         `PATIENCE` times as many, the least disturbed ones are taken.
         """
-        sides = self.sides(model)
         meter = _ForeignCpu(self.generator, sides)
         found: list[_Round] = []
         for number in range(rounds * (1 if self.quick else PATIENCE)):
@@ -200,7 +201,8 @@ class _ForeignCpu:
     """How many CPUs were busy with processes that are not the benchmark's; a context manager."""
 
     def __init__(self, generator: Generator, sides: Sides) -> None:
-        self._pids = [pid for pid in (generator.pid, sides.daemon_pid, sides.worker_pid) if pid]
+        pids = (generator.pid, sides.daemon_pid, sides.worker_pid, sides.relay_pid)
+        self._pids = [pid for pid in pids if pid]
         self.cpus = 0.0
 
     def __enter__(self) -> _ForeignCpu:

@@ -96,7 +96,7 @@ def write_models(directory: Path, *, slow_layers: int) -> dict[str, Path]:
 def model_flags(model: str, settings: Settings) -> tuple[int, int]:
     """Return the slots and threads of a model."""
     # With one thread the slow model stays slow, and leaves the other cores to who measures.
-    return (1, 1) if model == SLOW else (SLOTS, settings.threads)
+    return (SLOTS, 1) if model == SLOW else (SLOTS, settings.threads)
 
 
 def environment(directory: Path) -> dict[str, str]:
