@@ -64,6 +64,20 @@ class _Choice(msgspec.Struct):
     logprobs: _Probabilities | None = None
 
 
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _CallDelta(msgspec.Struct):
+    """A piece of one tool call."""
+
+    index: int = 0
+    id: str | None = None
+    type: str | None = None
+    function: _Function | None = None
+
+
 class _Event(msgspec.Struct):
     choices: list[_Choice]
 
@@ -158,11 +172,10 @@ class _Message:
         """Join a chat delta: text is appended, calls by their index, the rest is set."""
         for name, value in delta.items():
             if name == "tool_calls":
-                for call in value or ():
-                    index = call.get("index", 0)
-                    if index not in self.calls:
-                        self.calls[index] = _Call()
-                    self.calls[index].add(call)
+                for call in msgspec.convert(value or (), list[_CallDelta]):
+                    if call.index not in self.calls:
+                        self.calls[call.index] = _Call()
+                    self.calls[call.index].add(call)
             elif name == "role" or type(value) is not str:
                 if value is not None:
                     self.fields[name] = value
@@ -197,28 +210,30 @@ class _Message:
 class _Call:
     """One tool call on its way."""
 
-    __slots__ = ("arguments", "fields", "name")
+    __slots__ = ("arguments", "id", "name", "type")
 
     def __init__(self) -> None:
+        self.id: str | None = None
+        self.type = "function"
         self.name = ""
         self.arguments: list[str] = []
-        self.fields: dict[str, Any] = {}
 
-    def add(self, call: dict[str, Any]) -> None:
-        for name, value in call.items():
-            if name == "function":
-                # a name found late is sent again in full
-                self.name = value.get("name") or self.name
-                self.arguments.append(value.get("arguments") or "")
-            elif name != "index":
-                self.fields[name] = value
+    def add(self, delta: _CallDelta) -> None:
+        self.id = delta.id or self.id
+        self.type = delta.type or self.type
+        if delta.function is not None:
+            # a name found late is sent again in full
+            self.name = delta.function.name or self.name
+            self.arguments.append(delta.function.arguments or "")
 
     def plain(self) -> dict[str, Any]:
-        return {
-            "type": self.fields.pop("type", "function"),
+        call: dict[str, Any] = {
+            "type": self.type,
             "function": {"name": self.name, "arguments": "".join(self.arguments)},
-            **self.fields,
         }
+        if self.id is not None:
+            call["id"] = self.id
+        return call
 
 
 _OBJECTS = {Form.CHAT: Raw(b'"chat.completion"'), Form.TEXT: Raw(b'"text_completion"')}
@@ -229,12 +244,11 @@ _ONLY_STREAMED = ("prompt_progress", "__verbose")
 class _OpenAI:
     """Chat completions and text completions in OpenAI's form."""
 
-    __slots__ = ("_ended", "_form", "_head", "_messages", "_tail")
+    __slots__ = ("_ended", "_form", "_messages", "_tail")
 
     def __init__(self, form: Form) -> None:
         self._form = form
         self._messages: dict[int, _Message] = {}
-        self._head: dict[str, Raw] = {}
         self._tail: dict[str, Raw] = {}
         self._ended = -1  # the choice that the last event ended, or that ended last
 
