@@ -118,17 +118,25 @@ async def until_busy(worker, count):
         await trio.sleep(0.005)
 
 
+def process_state(pid):
+    """Return the state letter of a process; "" when there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def alive(pid):
     """Whether a process runs, zombies not counted."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-        return stat.rpartition(b") ")[2][:1] not in (b"Z", b"X")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return process_state(pid) not in ("", "Z", "X")
 
 
 def pause(pid):
+    """Stop a process; back once every thread of it stands still, which a busy box delays."""
     os.kill(pid, signal.SIGSTOP)
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        while process_state(f"{pid}/task/{task.name}") not in ("T", ""):
+            os.sched_yield()
 
 
 def resume(pid):
