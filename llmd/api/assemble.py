@@ -1,15 +1,16 @@
 """The plain answer that a worker would have sent, put together from its stream.
 
-llama-server finishes a plain job even when nobody waits for it any more; a streamed one ends
-with its connection. So plain requests are streamed from the worker and gathered here. What comes
-out is what the worker itself would have answered, ids and clocks aside: the same fields in the
-same order, values that need no joining copied byte for byte. Requests of which a stream does not
-tell all that a plain answer does are told apart in `schema.lossy` and are not gathered.
+llama-server ends a streamed job as soon as its client has gone, a plain one only after a whole
+second in which none of its jobs delivered anything. So plain requests are streamed from the worker
+and gathered here. What comes out is what the worker itself would have answered, ids and clocks
+aside: the same fields in the same order, values that need no joining copied byte for byte.
+Requests of which a stream does not tell all that a plain answer does are told apart in
+`schema.lossy` and are not gathered.
 
-Three differences remain, each in the last characters of an answer that hit its token limit, and
-each the same that a streaming client sees: text held back because it might have become a stop
-word; half of a character; and the raw text of a chat answer of which the worker's parser made
-neither content nor a tool call (an unfinished tag).
+Three differences remain, at the end of answers that hit their token limit, and a streaming client
+sees the same: the last tokens are missing if they might have become a stop word; so is half of a
+character (but not in llama.cpp's own form); and a chat answer of which the worker's parser could
+make nothing yet, such as the beginning of a tool call, is empty instead of raw text.
 """
 
 from __future__ import annotations
