@@ -46,7 +46,8 @@ def submit(state: SchedulerState, event: Submitted, now: float, actions: list[Ac
         ):
             why = Why(now, Rule.GRANTED, (), 0, _AT_ONCE)
             actions.append(_grant(state, model, item, share, why, None))
-            return False
+            # the charge may have changed who goes first elsewhere
+            return bool(state.queue.waiting)
         if not share.queued and not share.running:
             state.shares.leave(share)
     refused = _turned_away(state, event, model, now)
@@ -68,7 +69,7 @@ def _queue(
         # it may be the first that can run, past others that cannot
         grant_waiting(state, model, now, actions)
         if item.id in state.leases:
-            return False
+            return True
     if bound is not None:
         retry_after_s = place_frees_s(state, item, now)
         state.queue.remove(waiting)
@@ -77,7 +78,8 @@ def _queue(
             message += f"; try again in about {max(1, math.ceil(retry_after_s))} s"
         actions.append(Reject(item.id, refusal, message, retry_after_s))
         return False
-    return not model.serving or waiting.oversized
+    # what waits here may decide whether this model may be made to go for another one
+    return not model.serving or waiting.oversized or len(state.queue.lines) > 1
 
 
 def _turned_away(
@@ -142,7 +144,7 @@ def _grant(
     lease = Lease(item, share, slots, why.at, why, story)
     state.leases[item.id] = model.leases[item.id] = lease
     model.used += slots
-    share.running += 1
+    share.charge(item.tokens, item.weight)
     return Grant(item.id, model.name, slots, why)
 
 
@@ -183,8 +185,7 @@ def release(state: SchedulerState, event: LeaseReleased, now: float) -> bool:
     if event.used_tokens > 0 and not lease.cancelled:  # else it tells nothing of a service
         model.service_s = smoothed(model.service_s, now - lease.granted_at)
     share = lease.share
-    share.settle(event.used_tokens - item.tokens, item.weight, lease.epoch)
-    share.running -= 1
+    share.settle(item.tokens, event.used_tokens, item.weight)
     if not share.running and not share.queued:
         state.shares.leave(share)
     return bool(state.queue.waiting) or not model.serving

@@ -47,9 +47,9 @@ def demands(state: SchedulerState, now: float) -> list[Demand]:
         if name in state.wants:
             continue
         if model.absent:
-            demand = _demand(state, model, now, reload=False)
+            demand = demand_for(state, model, now, reload=False)
         elif line.oversized and model.serving:
-            demand = _demand(state, model, now, reload=True)
+            demand = demand_for(state, model, now, reload=True)
         else:
             continue
         if demand is not None:
@@ -58,7 +58,8 @@ def demands(state: SchedulerState, now: float) -> list[Demand]:
     return found
 
 
-def _demand(state: SchedulerState, model: Model, now: float, *, reload: bool) -> Demand | None:
+def demand_for(state: SchedulerState, model: Model, now: float, *, reload: bool) -> Demand | None:
+    """Return what waits for `model` to be loaded or reloaded, None if nobody could use it now."""
     s = state.settings
     kind = True if reload else None
     # one whose key runs as many as it may could not use the model: nobody goes for it
@@ -92,8 +93,10 @@ def may_go(state: SchedulerState, victim: Model, demand: Demand, now: float) -> 
     """Return whether `victim` may be made to go for `demand`, and by, or else for, which rule."""
     s = state.settings
     reload = victim is demand.model
-    if victim.loading and (victim.line.count or victim.started_by is Rule.OPERATOR):
+    if victim.loading and victim.line.count:
         return False, Rule.MODEL_NOT_LOADED
+    if victim.started_by is Rule.OPERATOR:
+        return False, Rule.MODEL_NOT_LOADED  # asked for, and not ready yet
     if now < victim.resident_until(s.min_residency_sec):
         return False, Rule.MIN_RESIDENCY
     if idle(victim, reload=reload):
@@ -126,7 +129,7 @@ def resident(model: Model, now: float) -> Resident:
 
 
 def demand_due(state: SchedulerState, after: float) -> float:
-    """Return when, later than `after`, time alone may turn a demand into a decision."""
+    """Return when, later than `after`, time alone may change what is decided for what waits."""
     s = state.settings
     due = math.inf
     held = demands(state, after)
@@ -143,5 +146,12 @@ def demand_due(state: SchedulerState, after: float) -> float:
         for model in state.present.values():
             at = model.resident_until(s.min_residency_sec)
             if at > after:
+                due = min(due, at)
+    for name, line in state.queue.lines.items():
+        model = state.models[name]
+        if model.serving and model.used < model.slots:
+            # slots are kept for a wide one; who is lifted past it may fit in them
+            for waiting in line.heads():
+                at = next_lift(waiting.rank, waiting.item.arrived, after, s.aging_sec)
                 due = min(due, at)
     return due

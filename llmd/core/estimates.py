@@ -11,6 +11,7 @@ from llmd.core.queue import Waiting
 
 _SMOOTHING = 0.2  # weight of the newest measurement
 _UNKNOWN_SERVICE_S = 1.0  # only for Retry-After, which must name a number
+_SOONEST_S = 0.1
 _LOOKED_AT = 512  # places; who stands further back is told to be at the end
 
 
@@ -132,4 +133,4 @@ def place_frees_s(state: SchedulerState, item: Queued, now: float) -> float:
             serving_s = model.load_s
         service_s = _UNKNOWN_SERVICE_S if model.service_s is None else model.service_s
         soonest = min(soonest, serving_s + service_s / max(1, model.slots))
-    return soonest if soonest < math.inf else _UNKNOWN_SERVICE_S
+    return max(_SOONEST_S, soonest) if soonest < math.inf else _UNKNOWN_SERVICE_S

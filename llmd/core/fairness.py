@@ -2,15 +2,16 @@
 
 Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024): each key has a counter of
 the tokens served to it, divided by its weight, and the least counter goes first. A key that
-comes back is lifted to the least counter of the active ones, so nobody saves up credit by being
-away. Here the estimate is charged when a lease is granted and corrected to the real usage when
-it is released; two keys that both keep requests waiting therefore never differ by more than the
-charge of one request, plus what their running leases are over-estimated by.
+comes back is lifted to the least of the active ones, so nobody saves up credit by being away.
+
+Here the estimate is charged when a lease is granted and corrected to the real usage when it is
+released. Two keys that both keep requests waiting therefore never differ by more than one charge
+plus what their running leases are charged. Who comes back is lifted to what was really served to
+the others, charges of running leases left out: an estimate is often many times the usage, and a
+newcomer lifted to it would pay for tokens that nobody ever got.
 """
 
 from __future__ import annotations
-
-import math
 
 _DORMANT_KEPT = 4096  # debts of keys that left; anonymous addresses must not grow it for ever
 
@@ -21,42 +22,36 @@ class Share:
     Attributes:
         key: Whose.
         counter: Tokens charged, divided by weight: who has least goes first.
+        pending: The part of it that is charged for leases not yet released.
         queued: Its requests that wait.
         running: Its leases.
-        epoch: Grows with each return; a lease charged in an older one is corrected only down
-            to `floor`.
-        floor: The least counter of the others at the last return plus the charges since: where
-            the counter would be had every older charge been given back before the return.
     """
 
-    __slots__ = ("counter", "epoch", "floor", "key", "queued", "running")
+    __slots__ = ("counter", "key", "pending", "queued", "running")
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.counter = 0.0
+        self.pending = 0.0
         self.queued = 0
         self.running = 0
-        self.epoch = 0
-        self.floor = -math.inf
 
     def __repr__(self) -> str:
         return f"<Share {self.key} {self.counter:g} queued={self.queued} running={self.running}>"
 
-    def charge(self, tokens: int, weight: float) -> int:
-        """Charge the estimate of a lease; return the epoch that `settle` wants back."""
-        served = tokens / weight
-        self.counter += served
-        self.floor += served
-        return self.epoch
+    def charge(self, tokens: int, weight: float) -> None:
+        """Charge the estimate of a lease that begins."""
+        charged = tokens / weight
+        self.counter += charged
+        self.pending += charged
+        self.running += 1
 
-    def settle(self, difference_tokens: int, weight: float, epoch: int) -> None:
-        """Correct a charge of `epoch` by real usage less estimate."""
-        served = difference_tokens / weight
-        self.counter += served
-        if epoch == self.epoch:
-            self.floor += served
-        elif self.counter < self.floor:
-            self.counter = self.floor
+    def settle(self, tokens: int, used_tokens: int, weight: float) -> None:
+        """Correct the charge of a lease that ends, of `tokens`, to its real usage."""
+        self.counter += (used_tokens - tokens) / weight
+        self.running -= 1
+        # exactly 0 when nothing runs: rounding must not pile up
+        self.pending = self.pending - tokens / weight if self.running else 0.0
 
 
 class FairShares:
@@ -72,21 +67,18 @@ class FairShares:
         """Return the account of a key that asks now, made active, lifted if it had none waiting.
 
         A key that has something running but nothing queued is lifted like one that was away: else
-        one endless small lease would save up credit. The caller counts `queued` and `running`
-        and calls `leave` when both are back at 0.
+        one endless small lease would save up credit. The caller counts `queued`, and calls
+        `leave` when nothing is queued and nothing runs any more.
         """
         active = self.active
         share = active.get(key)
         if share is None:
             share = self._dormant.pop(key, None) or Share(key)
             active[key] = share
-        if share.queued == 0:
-            share.epoch += 1
-            share.floor = -math.inf
-            if len(active) > 1:
-                least = min([other.counter for other in active.values() if other is not share])
-                share.floor = least
-                share.counter = max(share.counter, least)
+        if share.queued == 0 and len(active) > 1:
+            least = min([s.counter - s.pending for s in active.values() if s is not share])
+            if share.counter - share.pending < least:
+                share.counter = least + share.pending
         return share
 
     def leave(self, share: Share) -> None:
@@ -97,7 +89,7 @@ class FairShares:
             # nobody competes, so there is neither debt nor credit between anybody
             self._dormant.clear()
             return
-        least = min([other.counter for other in active.values()])
+        least = min([s.counter - s.pending for s in active.values()])
         if share.counter > least:
             self._dormant[share.key] = share
             if len(self._dormant) > _DORMANT_KEPT:

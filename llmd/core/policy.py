@@ -131,17 +131,27 @@ def _rest(state: SchedulerState, event: Event, now: float, actions: list[Action]
 def _settle(state: SchedulerState, now: float, actions: list[Action]) -> None:
     """Carry out all that is due now."""
     state.settled_at = now
+    if not state.settings.auto_switch:
+        for model in [state.models[name] for name in state.queue.lines]:
+            if not may_load(state, model):
+                reject_line(state, model, Refusal.MODEL_NOT_LOADED, *not_loaded(model), actions)
     review(state, now, actions)
     if state.admission_open:
         place(state, now, actions)
-        barred = False
-        for name in list(state.queue.lines):
-            model = state.models[name]
-            if grant_waiting(state, model, now, actions):
-                barred = barred or model.barrier != NO_RANK
-        if barred:
-            place(state, now, actions)  # the higher class that kept a model is served now
+        # a grant may change who goes first elsewhere, and which models may be made to go
+        while _grant_all(state, now, actions):
+            place(state, now, actions)
     advance(state, now, actions)
+
+
+def _grant_all(state: SchedulerState, now: float, actions: list[Action]) -> bool:
+    """Grant what can run, each model looked at once; return whether anything could."""
+    granted = False
+    for name in list(state.queue.lines):
+        model = state.models[name]
+        if model.serving and grant_waiting(state, model, now, actions):
+            granted = True
+    return granted and bool(state.queue.lines)
 
 
 # --- workers and operators -----------------------------------------------------------------
@@ -183,6 +193,7 @@ def _ready(
 ) -> None:
     model.slots = max(1, event.slots)
     model.context_tokens = event.context_tokens
+    model.started_by = None
     if before is not WorkerState.READY:
         state.generation += 1
     if before not in (WorkerState.READY, WorkerState.DRAINING):
@@ -217,12 +228,11 @@ def _gone(
     if model.leaving is None:
         model.held_from = now
     model.leaving = None
+    model.started_by = None
     model.displaced = ()
     if model.state is WorkerState.FAILED:
         state.wants.pop(model.name, None)
         reject_line(state, model, Refusal.MODEL_FAILED, *failed(model, now), actions)
-    elif not may_load(state, model):
-        reject_line(state, model, Refusal.MODEL_NOT_LOADED, *not_loaded(model), actions)
 
 
 def _admission(state: SchedulerState, event: Admission, actions: list[Action]) -> None:

@@ -32,13 +32,12 @@ class Lease:
         share: Its key's account.
         slots: Taken at its model's worker.
         granted_at: When.
-        epoch: Of the charge, for `Share.settle`.
         why: By which rule it was granted.
         story: What it waited for before; None when it did not wait.
         cancelled: A `CancelLease` has been sent.
     """
 
-    __slots__ = ("cancelled", "epoch", "granted_at", "item", "share", "slots", "story", "why")
+    __slots__ = ("cancelled", "granted_at", "item", "share", "slots", "story", "why")
 
     def __init__(
         self,
@@ -53,7 +52,6 @@ class Lease:
         self.share = share
         self.slots = slots
         self.granted_at = granted_at
-        self.epoch = share.charge(item.tokens, item.weight)
         self.why = why
         self.story = story
         self.cancelled = False
@@ -109,7 +107,7 @@ class Model:
         load_s, service_s: Moving averages, measured; `service_s` is None before the first.
         starting: A `StartWorker` has been sent and nothing announced since.
         started_at, ready_at, last_used: When.
-        started_by: By which rule it was last started.
+        started_by: By which rule it is being started; None once it is ready, or off.
         asked_context: Context that the last start asked for.
         context_got: The most it came up with when asked for more; 0 = never fell short.
         held_from: The clock of what is held back for want of this model starts no earlier.

@@ -250,8 +250,7 @@ class RequestQueue:
             share = self.shares.active.get(item.key)
             if share is not None and share.queued >= self.places_per_key():
                 return Refusal.QUEUE_FULL, (
-                    f"this key has {share.queued} requests queued already, its share of the "
-                    "queue; wait for some of them"
+                    f"this key has {share.queued} requests in the queue, all that one key may have"
                 )
         if 0 < s.max_size_per_model <= self.line(item.model).count:
             return Refusal.QUEUE_FULL, (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from llmd.core.demand import Demand, demand_due, demands, idle, may_go, resident
+from llmd.core.demand import Demand, demand_due, demand_for, demands, may_go, resident
 from llmd.core.events import (
     Action,
     CancelLease,
@@ -136,7 +136,8 @@ def reject_line(
     """Turn away all that waits for `model`."""
     for waiting in sorted(model.line, key=lambda w: w.seq):
         state.queue.remove(waiting)
-        actions.append(Reject(waiting.item.id, refusal, message, retry_after_s))
+        story = tuple(waiting.story)
+        actions.append(Reject(waiting.item.id, refusal, message, retry_after_s, story))
 
 
 def _reject_for_memory(
@@ -146,15 +147,15 @@ def _reject_for_memory(
     if fixed:
         names = ", ".join(m.name for m in fixed)
         message = (
-            f"{model.name} does not fit beside {names}, which are pinned; an operator can switch "
-            "to it, or unload them"
+            f"{model.name} does not fit beside what is pinned ({names}); an operator can switch "
+            "to it, or unload that"
         )
     else:
         message = (
             f"{model.name} needs about {model.memory_bytes >> 20} MiB and models may hold "
             f"{room.memory_bytes >> 20} MiB in all; it needs a smaller context or quantisation"
         )
-    retry_after_s = max((m.load_s for m in fixed), default=model.load_s) + model.load_s
+    retry_after_s = max(1.0, model.load_s)
     reject_line(state, model, Refusal.INSUFFICIENT_MEMORY, message, retry_after_s, actions)
 
 
@@ -203,15 +204,16 @@ def _quicker(state: SchedulerState, model: Model, want: Want, now: float) -> boo
     draining = [victim for victim in leaving_for(state, model.name) if victim.leases]
     if not draining or model.name in want.displaced:
         return False
-    s = state.settings
+    demand = demand_for(state, model, now, reload=False)
+    if demand is None:
+        return False
+    # judged as `place` will judge: else the two would undo each other without end
     unused = [
         resident(m, now)
         for m in state.present.values()
         if m.leaving is None
         and not m.info.pinned
-        and m.state is WorkerState.READY
-        and idle(m)
-        and now >= m.resident_until(s.min_residency_sec)
+        and may_go(state, m, demand, now) == (True, Rule.DEMAND)
     ]
     if not unused:
         return False

@@ -182,7 +182,8 @@ def switch(
     cancel_at = _cancel_at(event.drain_s, now, force=event.force)
     going = draft.victims + draft.inherited
     if draft.loaded:
-        model.started_by = Rule.OPERATOR
+        if not model.serving:
+            model.started_by = Rule.OPERATOR  # and so is left alone until it is ready
         if model.leaving is not None:
             resume(state, model, actions)
     if draft.loaded or model.name in state.wants:

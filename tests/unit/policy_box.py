@@ -32,6 +32,7 @@ from llmd.core.events import (
 )
 from llmd.core.lifecycle import WORKER_MOVES, Priority, WorkerState, move
 from llmd.core.policy import ModelInfo, PolicySettings, SchedulerState
+from llmd.core.policy_state import Model
 
 ON = (
     WorkerState.STARTING,
@@ -162,7 +163,10 @@ class Box:
             return []
         self.deciding = True
         done: list[object] = []
+        rounds = 0
         while self.events:
+            rounds += 1
+            assert rounds < 500, "decisions undo each other without end"
             actions = policy.decide(self.state, self.events.popleft(), self.now)
             for action in actions:
                 self.log.append((self.now, action))
@@ -371,6 +375,20 @@ class Box:
             assert sum(model.queued.values()) == state.queue.line(model.model).count
         assert len(state.wants) <= (s.max_loaded or math.inf)
         assert not state.touched
+        for model in state.models.values():
+            self.check_model(model)
+
+    def check_model(self, model: Model) -> None:
+        """No slot stays free that somebody could have, and nobody waits whom nothing holds."""
+        state = self.state
+        if not state.admission_open or not model.line.count:
+            return
+        head = model.line.head(self.now, self.settings.aging_sec, oversized=False)
+        if model.serving and head is not None and model.barrier > 2:
+            assert model.used + model.slots_for(head.item) > model.slots
+        if model.absent and model.name not in state.wants:
+            head = model.line.head(self.now, self.settings.aging_sec)
+            assert head is None or model.hold is not None
 
     def whys(self) -> None:
         """Everything that waits says why, and where it stands."""
