@@ -106,6 +106,7 @@ class Inference:
         record.priority = principal.capped(wanted_priority(scope, parsed.service_tier))
         model = services.resolve(parsed.model, principal)
         record.model = model.name
+        parsed.name_model(model.name)
         parsed.apply_defaults(model.config.generation, config.generation)
         if parsed.stream and not config.streaming.enabled:
             raise errors.StreamingDisabled(
@@ -269,7 +270,10 @@ class Inference:
             # the client's half of a cancel is done; see that the worker's is, too
             if worker is not None and call.handle.cause is not None:
                 worker.reclaim(
-                    lambda: services.scheduler.busy_slots(call.model.name), call.handle.cause.value
+                    lambda: services.scheduler.busy_slots(call.model.name),
+                    call.handle.cause.value,
+                    # a batch of embeddings runs to its end whoever leaves: no reason to restart
+                    may_restart=call.parsed.kind.generates,
                 )
 
     async def _wait(self, call: _Call, lease: Lease) -> None:

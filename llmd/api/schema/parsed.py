@@ -126,6 +126,11 @@ class ParsedRequest:
         self.stream = stream
         self._named = named
 
+    def name_model(self, name: str) -> None:
+        """Have the worker see the model's own name, which some of its answers repeat."""
+        if self.model != name:
+            self._added["model"] = Raw(_encode(name))
+
     def apply_defaults(self, *levels: Mapping[str, Any]) -> None:
         """Fill in fields that are absent or null, under whatever name.
 
