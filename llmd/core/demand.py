@@ -54,7 +54,7 @@ def demands(state: SchedulerState, now: float) -> list[Demand]:
             continue
         if demand is not None:
             found.append(demand)
-    found.sort(key=lambda d: (d.rank, d.held_from, d.model.name))
+    found.sort(key=lambda d: (d.rank, d.held_from, d.head.seq))
     return found
 
 

@@ -144,7 +144,8 @@ def _reject_for_memory(
     state: SchedulerState, model: Model, fixed: list[Model], actions: list[Action]
 ) -> None:
     room = state.room
-    if fixed:
+    alone = any(_missing(state, [], model))
+    if fixed and not alone:
         names = ", ".join(m.name for m in fixed)
         message = (
             f"{model.name} does not fit beside what is pinned ({names}); an operator can switch "
