@@ -76,9 +76,7 @@ WORKER_MOVES: Mapping[WorkerState, frozenset[WorkerState]] = {
 }
 
 _R = RequestState
-REQUEST_ENDS = frozenset(
-    {_R.DONE, _R.REFUSED, _R.CANCELLED, _R.ABANDONED, _R.FAILED, _R.TIMED_OUT}
-)
+REQUEST_ENDS = frozenset({_R.DONE, _R.REFUSED, _R.CANCELLED, _R.ABANDONED, _R.FAILED, _R.TIMED_OUT})
 _NOT_DONE = REQUEST_ENDS - {_R.DONE}
 REQUEST_MOVES: Mapping[RequestState, frozenset[RequestState]] = {
     _R.RECEIVED: frozenset({_R.QUEUED, _R.PREFILL}) | REQUEST_ENDS,
