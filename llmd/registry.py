@@ -20,6 +20,10 @@ from llmd.core.record import CancelCause, RequestRecord
 _CLIENT_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
+GONE = 499
+"""The status of a request whose client left before it got one."""
+
+
 class Handle:
     """A request on its way: its record, and the scope that ends it.
 
@@ -103,7 +107,7 @@ class Handle:
         self.record.end(
             state,
             now,
-            status=error.status if error else status,
+            status=error.status if error else status or GONE,
             code=error.code if error else "",
             reason=error.message if error else "",
             cause=self.cause,

@@ -6,6 +6,7 @@ way a request ends, `_account` comes last.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import trio
 
 from llmd import errors
 from llmd.api import schema
-from llmd.api.answer import Answer
+from llmd.api.answer import JSON, Answer
 from llmd.api.assemble import Assembler, WorkerError
 from llmd.api.auth import Principal
 from llmd.api.body import read_body
@@ -34,6 +35,7 @@ from llmd.scheduler import Lease
 from llmd.workers.upstream import Upstream
 from llmd.workers.worker import Worker
 
+_log = logging.getLogger("llmd")
 _NOTICE_S = 1.0
 _MAX_TRIES = 2  # a request that was present at two deaths of workers is not tried again
 
@@ -83,6 +85,9 @@ class Inference:
                     await self._way(handle, answer, scope, receive)
                 except errors.LlmdError as refused:
                     error = refused
+                except Exception:  # a fault in llmd must cost one request, and say so
+                    _log.exception("request %s crashed; this is a fault in llmd", handle.record.id)
+                    error = errors.LlmdError("llmd failed at this request; its log says more")
             if handle.scope.cancelled_caught:
                 error = handle.verdict(self._timeout_s)
             if error is not None and not connection.gone:
@@ -118,7 +123,7 @@ class Inference:
         try:
             await self._serve(call)
         except WorkerError as said:
-            await answer.whole(said.status, [], said.body)
+            await answer.whole(said.status, [JSON], said.body)
 
     # --- before the queue -------------------------------------------------------------------
 

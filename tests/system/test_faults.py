@@ -369,3 +369,16 @@ async def test_a_second_sigterm_waits_for_nobody(runtime_dir, fake_engine, demo_
         signal.raise_signal(signal.SIGTERM)
         events = (await read_answer(client)).events
         assert events[-1]["error"]["code"] == "shutting_down"
+
+
+async def test_a_fault_in_llmd_costs_one_request_and_says_so(fake, monkeypatch):
+    def fail(*_args, **_fields):
+        raise RuntimeError("made by the test")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(fake.services.estimator, "estimate", fail)
+        answer = await fake.chat()
+    assert (answer.status, answer.code) == (500, "internal_error")
+    assert "made by the test" not in answer.body.decode()
+    assert (await fake.chat()).status == 200
+    fake.assert_nothing_left()

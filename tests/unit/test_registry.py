@@ -225,7 +225,7 @@ def test_each_cause_ends_a_request_in_its_own_way(cause, granted):
     assert record.ended_at == 55.0
     assert record.code == (error.code if error else "")
     assert record.reason == (error.message if error else "")
-    assert record.status == (error.status if error else 0)
+    assert record.status == (error.status if error else 499)
 
 
 def test_a_timeout_ends_as_timed_out():
