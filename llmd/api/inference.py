@@ -376,8 +376,8 @@ def waiting(lease: Lease) -> str:
     why = lease.why()
     if why is None:
         return "queued"
-    if why.rule in (Rule.MODEL_LOADING, Rule.CONTEXT_RELOAD):
-        return f"loading {why.detail}"
     eta_s = lease.eta_s()
     eta = "" if eta_s is None else f" eta={math.ceil(eta_s)}s"
+    if why.rule is Rule.MODEL_LOADING:
+        return f"loading {lease.item.model}{eta}"
     return f"queued position={why.position}{eta}"
