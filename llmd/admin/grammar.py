@@ -181,11 +181,11 @@ def _requests(command: Add) -> None:
     cancel.add_argument("--key", metavar="KEY", default="", help="all of this key")
     drain = command(
         "drain",
-        "Admit nothing new: what comes waits.",
+        "Admit nothing new; what runs goes on.",
         lambda o: p.Drain(reject_queued=o.reject_queued),
     )
     drain.add_argument(
-        "--reject-queued", action="store_true", help="turn away what waits and what comes"
+        "--reject-queued", action="store_true", help="turn away what waits, too"
     )
     command("resume", "Admit again.", lambda _: p.Resume())
 

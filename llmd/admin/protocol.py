@@ -62,7 +62,7 @@ class Daemon(View, frozen=True, kw_only=True):
         started_at: When it started.
         state: `ok`, `loading` (preloading), `draining` (on its way out) or `failed` (no model can
             be served).
-        admission_open: False while an operator keeps new requests waiting.
+        admission_open: False while an operator keeps requests out.
         generation: Grows whenever what is loaded, or is decided to be loaded, changes.
         url: Where its HTTP API listens.
     """
@@ -737,10 +737,10 @@ class Stop(Command[Stopped], frozen=True, kw_only=True, tag="stop"):
 
 
 class Drain(Command[Admission], frozen=True, kw_only=True, tag="drain"):
-    """Admit nothing new: what comes waits, and what runs goes on.
+    """Admit nothing new: what comes is answered 503, what waits is held, what runs goes on.
 
     Attributes:
-        reject_queued: Turn away what waits, and what comes, with 503.
+        reject_queued: Turn away what waits, too.
     """
 
     writes = True

@@ -7,7 +7,6 @@ what only some commands need is imported by them, so that it starts fast.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from argparse import Namespace
@@ -141,7 +140,11 @@ def style(out: TextIO, env: Mapping[str, str]) -> Style:
     if not out.isatty():
         return Style()
     plain = env.get("NO_COLOR") or env.get("TERM") == "dumb"
-    return Style(shutil.get_terminal_size().columns, colour=not plain)
+    try:
+        columns = os.get_terminal_size(out.fileno()).columns
+    except OSError:
+        columns = 0
+    return Style(columns, colour=not plain)
 
 
 class _Output:

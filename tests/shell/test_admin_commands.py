@@ -1,0 +1,234 @@
+"""What operators can ask on the admin socket, and what each command does."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import trio
+from admin_rig import admin
+
+CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
+DONE = (200, [], {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
+
+
+@pytest.fixture
+async def desk(demo_models, autojump_clock):
+    async with admin(demo_models) as found:
+        yield found
+
+
+async def running(desk, model="demo-small", request_id="r-1"):
+    """Have a request run that never ends by itself."""
+    desk.rig.answers["POST", "/v1/chat/completions"] = "hang"
+    headers = [("x-request-id", request_id)]
+
+    async def ask(task_status):
+        await desk.rig.ask(
+            "POST",
+            "/v1/chat/completions",
+            {**CHAT, "model": model},
+            headers=headers,
+            task_status=task_status,
+        )
+
+    await desk.rig.nursery.start(ask)
+    while (handle := desk.rig.registry.live(request_id)) is None or (
+        handle.record.state.value != "prefill"
+    ):
+        await trio.sleep(0.01)
+
+
+async def test_hello_says_who_the_daemon_is_and_what_one_may(desk):
+    answer = await desk.peer().ask(type="hello", id=1)
+    assert answer["type"] == "ok"
+    assert answer["id"] == 1
+    result = answer["result"]
+    assert (result["protocol"], result["access"], result["generation"]) == (1, "write", 0)
+
+
+async def test_ids_may_be_words(desk):
+    assert (await desk.peer().ask(type="version", id="x-1"))["id"] == "x-1"
+
+
+async def test_status_shows_what_is_loaded(desk):
+    peer = desk.peer()
+    assert (await peer.ask(type="status", id=1))["result"]["workers"] == []
+    await peer.ask(type="switch", id=2, model="demo-small", wait=True)
+    status = (await peer.ask(type="status", id=3))["result"]
+    [worker] = status["workers"]
+    assert (worker["model"], worker["state"], worker["slots_busy"]) == ("demo-small", "ready", 0)
+    assert status["daemon"]["state"] == "ok"
+    assert status["totals"]["slots"] == worker["slots"] > 0
+
+
+async def test_models_lists_the_catalog(desk):
+    answer = await desk.peer().ask(type="models", id=1)
+    assert {"demo-small", "demo-large"} <= {m["name"] for m in answer["result"]["models"]}
+
+
+async def test_a_plan_changes_nothing_and_says_what_the_switch_then_does(desk):
+    peer = desk.peer()
+    await peer.ask(type="switch", id=1, model="demo-small", wait=True)
+    plan = (await peer.ask(type="switch", id=2, model="demo-large", dry_run=True))["result"]
+    assert [eviction["model"] for eviction in plan["evict"]] == ["demo-small"]
+    assert (plan["fits"], plan["fits_beside"], plan["dry_run"]) == (True, False, True)
+    assert plan["command"] == f"llmctl switch demo-large --if-gen {plan['generation']}"
+    assert desk.rig.state("demo-small") == "ready"
+    done = await peer.ask(
+        type="switch", id=3, model="demo-large", if_gen=plan["generation"], wait=True
+    )
+    assert done["result"]["state"] == "ready"
+    assert done["result"]["evict"] == plan["evict"]
+    assert desk.rig.state("demo-small") == "off"
+
+
+async def test_an_action_on_an_older_look_is_refused(desk):
+    peer = desk.peer()
+    await peer.ask(type="switch", id=1, model="demo-small", wait=True)
+    for action in ("switch", "load", "unload", "restart"):
+        answer = await peer.ask(type=action, id=2, model="demo-small", if_gen=0)
+        assert (answer["type"], answer["code"]) == ("failure", "conflict")
+    assert (await peer.ask(type="stop", id=3, if_gen=0))["code"] == "conflict"
+    assert desk.rig.state("demo-small") == "ready"
+
+
+async def test_load_evicts_nothing(desk):
+    peer = desk.peer()
+    await peer.ask(type="load", id=1, model="demo-small", wait=True)
+    answer = await peer.ask(type="load", id=2, model="demo-large")
+    assert answer["code"] == "insufficient_memory"
+    assert desk.rig.state("demo-small") == "ready"
+
+
+async def test_unknown_models_are_told(desk):
+    for action in ("switch", "load", "unload", "restart", "reset", "logs"):
+        assert (await desk.peer().ask(type=action, id=1, model="nope"))["code"] == "model_not_found"
+
+
+async def test_a_restart_unloads_and_loads_again(desk):
+    peer = desk.peer()
+    refused = await peer.ask(type="restart", id=1, model="demo-small")
+    assert refused["code"] == "conflict"
+    await peer.ask(type="switch", id=2, model="demo-small", wait=True)
+    answer = await peer.ask(type="restart", id=3, model="demo-small", wait=True)
+    assert answer["result"]["state"] == "ready"
+    worker = desk.rig.supervisor.worker("demo-small").statistics()
+    assert sum(worker.starts.values()) == 2
+
+
+async def test_a_restart_goes_on_without_who_asked_for_it(desk):
+    peer = desk.peer()
+    await peer.ask(type="switch", id=2, model="demo-small", wait=True)
+    await peer.ask(type="restart", id=3, model="demo-small")
+    peer.stream.close()
+    while sum(desk.rig.supervisor.worker("demo-small").statistics().starts.values()) < 2:
+        await desk.rig.scheduler.moved()
+    while desk.rig.state("demo-small") != "ready":
+        await desk.rig.scheduler.moved()
+
+
+async def test_cancel_by_id_answers_once_it_has_ended(desk):
+    await running(desk)
+    peer = desk.peer()
+    answer = await peer.ask(type="cancel", id=1, request="r-1")
+    assert answer["result"]["cancelled"] == ["r-1"]
+    record = desk.rig.registry.record("r-1")
+    assert (record.state.value, record.cancel_cause.value) == ("cancelled", "operator")
+    again = await peer.ask(type="cancel", id=2, requests=["r-1", "r-nope"])
+    assert again["result"]["ended"] == ["r-1"]
+    assert again["result"]["unknown"] == ["r-nope"]
+    assert (await peer.ask(type="cancel", id=3, request="r-nope"))["code"] == "request_not_found"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "hit"),
+    [
+        ({"all": True}, ["r-1"]),
+        ({"model": "demo-small"}, ["r-1"]),
+        ({"model": "demo-large"}, []),
+        ({"key": "root"}, ["r-1"]),
+        ({"key": "alice"}, []),
+        ({"model": "demo-small", "key": "alice"}, []),
+    ],
+)
+async def test_cancel_by_what_requests_have_in_common(desk, chosen, hit):
+    await running(desk)
+    peer = desk.peer()
+    assert (await peer.ask(type="cancel", id=1, **chosen))["result"]["cancelled"] == hit
+    await peer.ask(type="cancel", id=2, all=True)
+
+
+@pytest.mark.parametrize("chosen", [{}, {"request": "r-1", "all": True}])
+async def test_a_cancel_says_which(desk, chosen):
+    assert (await desk.peer().ask(type="cancel", id=1, **chosen))["code"] == "invalid_request"
+
+
+async def test_stop_unloads_everything(desk):
+    peer = desk.peer()
+    await peer.ask(type="switch", id=1, model="demo-small", wait=True)
+    answer = await peer.ask(type="stop", id=2, wait=True)
+    assert answer["result"]["unload"] == ["demo-small"]
+    assert desk.rig.state("demo-small") == "off"
+
+
+async def waiting(desk, nursery, request_id):
+    """Have a request wait: for a model in whose way is one that was loaded a moment ago."""
+    peer = desk.peer()
+    await peer.ask(type="switch", id=0, model="demo-small", wait=True)
+    body, headers = {**CHAT, "model": "demo-large"}, [("x-request-id", request_id)]
+    nursery.start_soon(partial(desk.rig.ask, "POST", "/v1/chat/completions", body, headers=headers))
+    while desk.rig.scheduler.statistics().queued == 0:
+        await trio.sleep(0.01)
+    assert not (await peer.ask(type="drain", id=1))["result"]["admission_open"]
+    return peer
+
+
+async def test_drain_holds_what_waits_and_why_tells_the_whole_story(desk):
+    desk.rig.answers["POST", "/v1/chat/completions"] = DONE
+    async with trio.open_nursery() as nursery:
+        peer = await waiting(desk, nursery, "r-7")
+        [row] = (await peer.ask(type="requests", id=2))["result"]["requests"]
+        assert (row["id"], row["state"], row["position"]) == ("r-7", "queued", 1)
+        assert row["why"]["rule"] == "admission_closed"
+        assert (await peer.ask(type="queue", id=3))["result"]["queued"] == 1
+        assert (await peer.ask(type="resume", id=4))["result"]["admission_open"]
+    story = (await peer.ask(type="why", id=5, request="r-7"))["result"]
+    rules = [step["rule"] for step in story["steps"]]
+    assert rules[:2] == ["min_residency", "admission_closed"]
+    assert rules[-2:] == ["model_loading", "granted"]
+    moments = [step["at"] for step in story["steps"]]
+    assert moments == sorted(moments)
+    assert story["request"]["received_at"] <= moments[0]
+
+
+async def test_the_story_of_one_turned_away_while_it_waited_is_kept(desk):
+    async with trio.open_nursery() as nursery:
+        peer = await waiting(desk, nursery, "r-8")
+        await peer.ask(type="drain", id=2, reject_queued=True)
+    story = (await peer.ask(type="why", id=3, request="r-8"))["result"]
+    assert (story["request"]["state"], story["request"]["code"]) == ("refused", "shutting_down")
+    assert [step["rule"] for step in story["steps"]] == ["min_residency", "admission_closed"]
+
+
+async def test_why_knows_only_what_is_remembered(desk):
+    assert (await desk.peer().ask(type="why", id=1, request="x"))["code"] == "request_not_found"
+
+
+async def test_reset_lets_a_failed_model_be_tried_again(desk):
+    peer = desk.peer()
+    await peer.ask(type="switch", id=1, model="demo-small", wait=True)
+    assert (await peer.ask(type="reset", id=2, model="demo-small"))["result"]["state"] == "ready"
+
+
+async def test_every_action_is_logged_with_who_did_it_and_what_it_hit(desk, caplog):
+    caplog.set_level("INFO", "llmd")
+    await desk.peer().ask(type="switch", id=1, model="demo-small", wait=True)
+    fields = [
+        record.__dict__["llmd_fields"]
+        for record in caplog.records
+        if record.getMessage() == "operator: switch"
+    ]
+    [noted] = fields
+    assert noted["model"] == "demo-small"
+    assert {"uid", "pid", "user"} <= set(noted)
