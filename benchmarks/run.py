@@ -43,8 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="llmd-bench-") as name:
             engine, engine_name = stack.choose_engine(options.engine, Path(name))
-            settings = Settings(engine, options.threads, options.slow_layers)
-            about |= {"engine": engine_name, "threads": options.threads}
+            settings = Settings(engine, options.threads, options.slow_layers, options.chat_template)
+            about |= {
+                "engine": engine_name,
+                "threads": options.threads,
+                "chat_template": options.chat_template or "own",
+            }
             print(", ".join(f"{key} {value}" for key, value in about.items()))
             print(report.heading(null=options.null), flush=True)
             for outcome in _run(Path(name), settings, names, options):
@@ -68,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "--engine",
         default="auto",
         metavar="auto|embedded|PATH",
-        help="auto: $LLMD_TEST_LLAMA_SERVER, else llama-server on PATH, else the embedded engine",
+        help="auto: $TEST_LLAMA_SERVER, else llama-server on PATH, else the embedded engine",
     )
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help=f"of {', '.join(NAMES)}"
@@ -86,6 +90,11 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=1,
         help="of the small model's worker; 0 = the engine's choice (default: 1, the fastest)",
+    )
+    parser.add_argument(
+        "--chat-template",
+        default="chatml",
+        help='of both models; "" = their own, which cost the worker more (default: chatml)',
     )
     parser.add_argument(
         "--slow-layers",

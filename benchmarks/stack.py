@@ -47,11 +47,13 @@ class Settings:
         engine: Path of what acts as llama-server.
         threads: Threads of the small model's worker; 0 = the engine's choice.
         slow_layers: Size of the slow model; more layers make a token take longer.
+        chat_template: For both models, as llama-server names it; "" = their own.
     """
 
     engine: Path
     threads: int
     slow_layers: int
+    chat_template: str
 
 
 def choose_engine(wanted: str, directory: Path) -> tuple[Path, str]:
@@ -66,7 +68,7 @@ def choose_engine(wanted: str, directory: Path) -> tuple[Path, str]:
     """
     found = wanted
     if wanted == "auto":
-        found = os.environ.get("LLMD_TEST_LLAMA_SERVER") or shutil.which("llama-server") or ""
+        found = os.environ.get("TEST_LLAMA_SERVER") or shutil.which("llama-server") or ""
     if found and wanted != "embedded":
         path = Path(found).absolute()
         if not os.access(path, os.X_OK):
@@ -149,6 +151,7 @@ path = {json.dumps(str(path))}
 context_size = {CONTEXT_TOKENS}
 parallel = {slots}
 threads = {threads}
+chat_template = {json.dumps(settings.chat_template)}
 """
     return text
 
@@ -265,6 +268,8 @@ def start_worker(directory: Path, model: str, path: Path, settings: Settings) ->
     slots, threads = model_flags(model, settings)
     argv = [str(settings.engine), "-m", str(path), "--host", socket_of(directory, model)]
     argv += ["--alias", model, "-np", str(slots), "-c", str(CONTEXT_TOKENS * slots)]
+    if settings.chat_template:
+        argv += ["--chat-template", settings.chat_template]
     if threads:
         argv += ["-t", str(threads)]
     return Process(argv, environment(directory), directory / f"{model}.log")

@@ -241,7 +241,7 @@ def test_target_is_met_on_the_right_side(value, at_least, faults, met):
 
 def test_config_is_one_that_llmd_takes(tmp_path):
     models = {stack.SMALL: tmp_path / "a.gguf", stack.SLOW: tmp_path / "b.gguf"}
-    settings = stack.Settings(engine=Path("/bin/true"), threads=1, slow_layers=1)
+    settings = stack.Settings(engine=Path("/bin/true"), threads=1, slow_layers=1, chat_template="")
     path = tmp_path / "config.toml"
     path.write_text(stack.config_toml(models, settings, 1234))
     path.chmod(0o600)
