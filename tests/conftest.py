@@ -9,10 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from llmd.config.schema import Config, ModelConfig
 from llmd.workers.command import WorkerSpec, build_spec
 from llmd.workers.engine import Engine, EngineKind, embedded_available, find_engine
+
+# the same examples every time, and none that fails because the machine is busy
+settings.register_profile(
+    "llmd",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("llmd")
 
 FAKE_WORKER = Path(__file__).parent / "fakes" / "fake_worker.py"
 ENGINES = ("fake", "embedded", "llama-server")
@@ -93,9 +103,9 @@ def _embedded() -> Engine:
 
 
 def _llama_server() -> Engine:
-    path = os.environ.get("LLMD_TEST_LLAMA_SERVER") or shutil.which("llama-server")
+    path = os.environ.get("TEST_LLAMA_SERVER") or shutil.which("llama-server")
     if not path:
-        pytest.skip("no llama-server on PATH, and LLMD_TEST_LLAMA_SERVER names none")
+        pytest.skip("no llama-server on PATH, and TEST_LLAMA_SERVER names none")
     return find_engine(path, gpu_present=False)
 
 
@@ -122,7 +132,7 @@ def real_engine(request):
 @pytest.fixture(scope="session")
 def any_real_engine():
     """The first engine that runs llama.cpp: for what does not depend on which."""
-    path = os.environ.get("LLMD_TEST_LLAMA_SERVER") or shutil.which("llama-server")
+    path = os.environ.get("TEST_LLAMA_SERVER") or shutil.which("llama-server")
     if path:
         return EngineUnderTest("llama-server", _llama_server())
     return EngineUnderTest("embedded", _embedded())

@@ -79,6 +79,9 @@ class Client:
         self.gone = False
         self.on_disconnect = None
 
+    def watch(self, on_disconnect):
+        self.on_disconnect = on_disconnect
+
 
 class Response:
     """A worker's answer, as `UpstreamResponse` has it."""

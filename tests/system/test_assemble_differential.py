@@ -8,6 +8,7 @@ ids and clocks aside, which no two answers share.
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import tempfile
 import time
@@ -164,21 +165,21 @@ def worker(real_engine, demo_models):
                 with httpx.Client(
                     transport=transport, base_url="http://worker", timeout=30
                 ) as client:
-                    until_ready(client, process)
+                    until_ready(client, process, address)
                     yield Worker(client, demo_models / "demo-small.gguf")
             finally:
                 process.terminate()
                 process.wait(10)
 
 
-def until_ready(client, process):
+def until_ready(client, process, address):
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if client.get("/health").is_success:
-                return
-        except httpx.TransportError:
-            pass
+        # httpx leaks its socket when a Unix connect fails, so it is not asked before it can work
+        with socket.socket(socket.AF_UNIX) as probe:
+            listening = probe.connect_ex(str(address)) == 0
+        if listening and client.get("/health").is_success:
+            return
         time.sleep(0.02)
     pytest.fail("the engine did not become ready")
 
