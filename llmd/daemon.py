@@ -38,7 +38,7 @@ from llmd.api.services import Services
 from llmd.config import Config, Loaded, ModelConfig, Server
 from llmd.config.places import runtime_dir, state_dir
 from llmd.core import policy
-from llmd.core.events import Action, DrainWorker, SwitchRequested, WorkerChanged
+from llmd.core.events import Action, StopWorker, SwitchRequested, WorkerChanged
 from llmd.core.lifecycle import WorkerState
 from llmd.core.ratelimit import RateLimiter
 from llmd.core.recent import Recent
@@ -308,7 +308,7 @@ class Daemon:
         self.scheduler.worker_changed(change)
 
     def _acted(self, action: Action) -> None:
-        if isinstance(action, DrainWorker):
+        if isinstance(action, StopWorker):  # what only drained may yet be resumed
             self.metrics.evicted(action.model, action.rule.value)
 
     def _request_ended(self, record: RequestRecord) -> None:

@@ -75,7 +75,7 @@ class Inference:
             path=scope["path"],
             client=services.gate.client(scope),
         )
-        answer = Answer(send, handle.record)
+        answer = Answer(send, handle.record, connection)
         connection.watch(handle.abandon)
         error: errors.LlmdError | None = None
         handle.scope.deadline = trio.current_time() + self._timeout_s
@@ -161,7 +161,7 @@ class Inference:
                     n=parsed.choices,
                     context_tokens=services.context_tokens(call.model),
                 )
-        elif not self._hopeless(call, context):
+        elif not self._hopeless(call, context, limit):
             return  # an estimate alone refuses nothing that might fit: it is checked once granted
         estimate = call.estimate
         if context and estimate.context_tokens > context:
@@ -180,11 +180,16 @@ class Inference:
             )
 
     @staticmethod
-    def _hopeless(call: _Call, context: int) -> bool:
-        """Tell whether a request is too large even if the estimate is four times too high."""
-        wanted = call.parsed.max_tokens or 0
-        least = call.estimate.prompt_tokens // 4 + max(wanted, 0)
-        return bool(context) and least > context
+    def _hopeless(call: _Call, context: int, limit: int) -> bool:
+        """Tell whether a request is too large even if the estimate is four times too high.
+
+        No model is loaded, and no other one unloaded, only to refuse it then.
+        """
+        wanted = max(call.parsed.max_tokens or 0, 0)
+        prompt = call.estimate.prompt_tokens // 4
+        if context and prompt + wanted > context:
+            return True
+        return 0 < limit < prompt + wanted * call.estimate.sequences
 
     def _limit(self, call: _Call) -> None:
         """Charge the key's buckets, and have the answer say what is left.

@@ -137,7 +137,22 @@ async def test_the_metrics_of_a_worker_and_of_requests(real):
     assert done["done"] == 1
     theirs = families["llamacpp:requests_processing"].samples
     assert [sample.labels["model"] for sample in theirs] == ["demo-small"]
+    assert "llmd_evictions" not in families
+    await real.call("POST", "/switch-model", {"model": "demo-large", "wait": True})
+    page = (await real.call("GET", "/metrics")).body.decode()
+    assert 'llmd_evictions_total{model="demo-small",reason="operator"} 1.0' in page
     assert (await real.call("GET", "/metrics", key="sk-alice")).status == 403
+
+
+async def test_what_can_never_fit_moves_no_model(runtime_dir, any_real_engine, demo_models):
+    models = [demo_models / "demo-small.gguf", demo_models / "demo-large.gguf"]
+    limits = {"max_tokens_per_request": 300}
+    async with running(runtime_dir, any_real_engine, models, limits=limits) as llmd:
+        assert (await llmd.chat(model="demo-small", max_tokens=1)).status == 200
+        for asked in ({"max_tokens": 301}, {"max_tokens": 151, "n": 2}, {"max_tokens": 99999}):
+            refused = await llmd.chat(model="demo-large", **asked)
+            assert refused.status == 400, asked
+        assert (await llmd.call("GET", "/v1/models/demo-large")).json["status"] == "off"
 
 
 # --- over sockets --------------------------------------------------------------------------
