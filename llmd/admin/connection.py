@@ -333,6 +333,8 @@ def _line(line: LogLine) -> p.LogLine:
 
 def hung_up(stream: SocketStream) -> bool:
     """Tell whether the peer has gone for good, and not only ended its side."""
+    if stream.socket.fileno() < 0:
+        return True  # we hung up ourselves
     poll = select.poll()
     poll.register(stream.socket, 0)
     return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))

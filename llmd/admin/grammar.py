@@ -184,9 +184,7 @@ def _requests(command: Add) -> None:
         "Admit nothing new; what runs goes on.",
         lambda o: p.Drain(reject_queued=o.reject_queued),
     )
-    drain.add_argument(
-        "--reject-queued", action="store_true", help="turn away what waits, too"
-    )
+    drain.add_argument("--reject-queued", action="store_true", help="turn away what waits, too")
     command("resume", "Admit again.", lambda _: p.Resume())
 
 

@@ -104,6 +104,8 @@ class AdminServer:
         """Hang up on everybody and remove the file. Idempotent."""
         for stream in list(self._streams):
             stream.close()
+        if self._file.listener is not None:
+            trio.lowlevel.notify_closing(self._file.listener)
         self._file.close()
 
     def _spawn(self, run: Callable[[], Awaitable[None]]) -> None:
@@ -113,9 +115,7 @@ class AdminServer:
     # --- connections ------------------------------------------------------------------------
 
     async def _accept(self) -> None:
-        while True:
-            listener = self._file.listener
-            assert listener is not None
+        while (listener := self._file.listener) is not None:
             try:
                 await trio.lowlevel.wait_readable(listener)
                 sock, _ = listener.accept()

@@ -314,23 +314,26 @@ async def test_two_subscriptions_of_one_id_cannot_be_told_apart(desk):
     assert refused["code"] == "invalid_request"
 
 
-async def test_a_slow_subscriber_is_told_that_it_lagged_and_gets_a_fresh_snapshot(desk):
-    slow = desk.peer()
-    first = await slow.ask(type="subscribe", id=1)
-    [stream] = desk.server._streams
-    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    actor = desk.peer()
-    for number in range(100):  # each is a change, and far more than what is kept for it
-        await actor.ask(type="drain" if number % 2 else "resume", id=number)
-        await trio.sleep(0.3)
-    lagged = await slow.until(lambda m: m["type"] == "lagged")
-    assert lagged["missed"] > 0
-    snapshot = await slow.hear()
-    assert snapshot["type"] == "snapshot"
-    assert snapshot["seq"] > first["seq"]
-    event = await slow.hear()
-    assert event["seq"] > snapshot["seq"]
-    await actor.ask(type="resume", id=1)
+async def test_a_slow_subscriber_is_told_that_it_lagged_and_gets_a_fresh_snapshot(
+    demo_models, autojump_clock
+):
+    async with admin(demo_models) as desk:
+        slow = desk.peer()
+        first = await slow.ask(type="subscribe", id=1)
+        [stream] = desk.server._streams
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        actor = desk.peer()
+        for number in range(100):  # each is a change, and far more than what is kept for it
+            await actor.ask(type="drain" if number % 2 else "resume", id=number)
+            await trio.sleep(0.3)
+        lagged = await slow.until(lambda m: m["type"] == "lagged")
+        assert lagged["missed"] > 0
+        snapshot = await slow.hear()
+        assert snapshot["type"] == "snapshot"
+        assert snapshot["seq"] > first["seq"]
+        event = await slow.hear()
+        assert event["seq"] > snapshot["seq"]
+        await actor.ask(type="resume", id=1)
 
 
 async def test_the_log_topic_tells_what_operators_did(desk, caplog):

@@ -1,0 +1,214 @@
+"""llmctl without a daemon: its grammar, its tables, its completion, how it starts."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from llmd import ctl
+from llmd.admin import protocol as p
+from llmd.admin.grammar import SHELLS, UsageError, build_parser, parse
+from llmd.ctl import render, tables
+from llmd.ctl.completion import script
+from llmd.ctl.tables import Style
+
+
+def command(*words: str) -> p.Command:
+    options = parse(words)
+    return options.make(options)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("status",), p.GetStatus()),
+        (("switch", "a"), p.Switch(model="a")),
+        (
+            ("switch", "a", "--from", "b", "--from", "c", "--drain", "2.5", "--if-gen", "7"),
+            p.Switch(model="a", evict=("b", "c"), drain_s=2.5, if_gen=7),
+        ),
+        (("switch", "a", "--dry-run", "--force"), p.Switch(model="a", dry_run=True, force=True)),
+        (("load", "a", "--wait"), p.Load(model="a", wait=True)),
+        (("unload", "a", "--force"), p.Unload(model="a", force=True)),
+        (("restart", "a"), p.Restart(model="a")),
+        (("reset", "a"), p.Reset(model="a")),
+        (("cancel", "r-1", "r-2"), p.Cancel(requests=("r-1", "r-2"))),
+        (("cancel", "--all"), p.Cancel(all=True)),
+        (("cancel", "--model", "m", "--key", "k"), p.Cancel(model="m", key="k")),
+        (("stop",), p.Stop()),
+        (("drain", "--reject-queued"), p.Drain(reject_queued=True)),
+        (("resume",), p.Resume()),
+        (("requests", "--state", "queued", "-a"), p.GetRequests(state="queued", ended=True)),
+        (("logs", "m", "-f", "-n", "5"), p.Logs(model="m", follow=True, lines=5)),
+        (("watch", "workers"), p.Subscribe(topics=("workers",))),
+        (("why", "r-1"), p.GetWhy(request="r-1")),
+    ],
+)
+def test_words_become_commands(words, expected):
+    assert command(*words) == expected
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nonsense"],
+        ["load"],
+        ["cancel"],
+        ["cancel", "r-1", "--all"],
+        ["switch", "a", "--drain", "-1"],
+        ["switch", "a", "--dr"],
+        ["logs", "m", "-n", "x"],
+        ["completion", "tcsh"],
+    ],
+)
+def test_wrong_usage_is_told(words, capsys):
+    with pytest.raises(UsageError):
+        parse(words)
+    assert ctl.main(words) == ctl.USAGE
+    assert "usage: llmctl" in capsys.readouterr().err
+
+
+def test_flags_for_all_may_stand_before_or_after_the_command():
+    for words in (["--json", "--socket", "S", "status"], ["status", "--json", "--socket", "S"]):
+        options = parse(words)
+        assert (options.json, options.socket) == (True, "S")
+    assert parse(["status"]).json is False
+
+
+def test_without_a_daemon_it_says_so(tmp_path, capsys):
+    assert ctl.main(["--socket", str(tmp_path / "no.sock"), "status"]) == ctl.UNREACHABLE
+    assert "no llmd is running" in capsys.readouterr().err
+
+
+def test_what_is_not_built_yet_is_refused_and_not_in_the_help(capsys):
+    for name in p.NOT_BUILT:
+        assert ctl.main([name, "list"]) == ctl.REFUSED
+        assert f"{name} is not supported yet" in capsys.readouterr().err
+        assert f"\n    {name} " not in build_parser().format_help()
+
+
+def test_switch_without_a_name_needs_a_terminal(capsys):
+    assert ctl.main(["switch"]) == ctl.USAGE
+    assert "needs the name" in capsys.readouterr().err
+
+
+def test_it_starts_without_what_is_slow():
+    code = (
+        "import sys, llmd.ctl, llmd.ctl.render\n"
+        "slow = {'trio', 'textual', 'asyncio', 'httpx', 'quart', 'logging', 'llmd.config'}\n"
+        "sys.exit(', '.join(slow & set(sys.modules)) or None)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- looks ---------------------------------------------------------------------------------
+
+
+def test_tables_are_aligned_and_fit():
+    rows = [["ready", "a", "1"], ["off", "long-name-of-a-model", "1000"]]
+    lines = tables.table(("STATE", "MODEL", "N"), rows, Style(), right="N")
+    assert lines == [
+        "STATE  MODEL                    N",
+        "ready  a                        1",
+        "off    long-name-of-a-model  1000",
+    ]
+    for width in range(12, 40):
+        lines = tables.table(
+            ("STATE", "MODEL", "NOTE"), [["ready", "漢字" * 9, "x" * 50]], Style(width)
+        )
+        assert all(tables.cells(line) <= width for line in lines)
+
+
+def test_colour_changes_no_letter():
+    rows = [["ready", "a"]]
+    plain = tables.table(("STATE", "MODEL"), rows, Style())
+    coloured = tables.table(("STATE", "MODEL"), rows, Style(colour=True))
+    assert "\x1b[32mready\x1b[0m" in coloured[1]
+    import re
+
+    assert [re.sub(r"\x1b\[\d+m", "", line) for line in coloured] == plain
+
+
+class Screen:
+    def __init__(self, tty):
+        self._tty = tty
+
+    def isatty(self):
+        return self._tty
+
+    def fileno(self):
+        raise OSError("no descriptor")
+
+
+def test_colours_are_for_terminals_that_want_them():
+    assert ctl.style(Screen(tty=True), {}).colour
+    assert not ctl.style(Screen(tty=False), {}).colour
+    assert not ctl.style(Screen(tty=True), {"NO_COLOR": "1"}).colour
+    assert not ctl.style(Screen(tty=True), {"TERM": "dumb"}).colour
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "-"), (0.42, "0.4s"), (14, "14s"), (192, "3m12s"), (7500, "2h05m"), (273600, "3d04h")],
+)
+def test_durations_are_short(seconds, text):
+    assert tables.span(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "-"), (812, "812B"), (25_800_000_000, "24.0G"), (1 << 50, "1024T")],
+)
+def test_sizes_are_short(count, text):
+    assert tables.size(count) == text
+
+
+def test_a_story_names_each_step_its_rule_and_who_was_ahead():
+    request = p.Request(
+        id="r-1",
+        state="done",
+        model="m",
+        received_at=1000.0,
+        queued_at=1000.1,
+        granted_at=1005.0,
+        first_token_at=1006.0,
+        ended_at=1009.0,
+        status=200,
+    )
+    steps = (
+        p.Why(at=1000.2, rule="behind", blockers=("r-0",), position=2, detail="1 ahead"),
+        p.Why(at=1005.0, rule="granted", detail="first of 1"),
+    )
+    lines = render.story(p.Story(request=request, steps=steps), Style(), 1010.0)
+    tails = [line.partition("+")[2].strip() for line in lines[3:]]
+    assert tails == [
+        "0.000s  received",
+        "0.200s  waits: 1 ahead (behind, position 2) [r-0]",
+        "5.000s  granted: first of 1 (granted)",
+        "6.000s  first token",
+        "9.000s  done 200",
+    ]
+
+
+def test_a_plan_that_does_not_fit_says_why():
+    plan = p.Plan(model="m", loaded=False, fits=False, reason="no room", dry_run=True)
+    assert render.plan(plan, Style())[-1].strip() == "does NOT fit: no room"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_names_every_command_and_is_sound(shell, tmp_path):
+    text = script(build_parser(), shell)
+    for name in ("switch", "cancel", "why", "--dry-run" if shell != "fish" else "dry-run"):
+        assert name in text
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    file = tmp_path / "completion"
+    file.write_text(text)
+    checked = subprocess.run([shell, "-n", str(file)], check=False, timeout=60)
+    assert checked.returncode == 0
