@@ -26,7 +26,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
         send_timeout_s: A peer that takes no byte for this long breaks the stream; 0 = for ever.
         on_eof: Called once, synchronously, when the peer has ended or reset its side.
 
-    A send that is cancelled half-way leaves the stream unusable for anything but closing.
+    A send that is cancelled half-way tears the stream: nothing can be sent any more.
     """
 
     def __init__(
@@ -41,7 +41,26 @@ class SocketStream(trio.abc.HalfCloseableStream):
         self.on_eof = on_eof
         self._send_timeout_s = send_timeout_s or math.inf
         self._closed = False
+        self._torn = False
         self._receiving = False
+
+    def send_now(self, data: bytes | bytearray | memoryview) -> int:
+        """Send as much as the kernel takes at once, and return how many bytes that was.
+
+        Raises:
+            trio.BrokenResourceError: The peer has gone, or an earlier send was torn.
+            trio.ClosedResourceError: This side was closed.
+        """
+        if self._closed:
+            raise trio.ClosedResourceError
+        if self._torn:
+            raise trio.BrokenResourceError("an earlier send was cancelled half-way")
+        try:
+            return self.socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise trio.BrokenResourceError(str(error)) from error
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send everything.
@@ -50,18 +69,12 @@ class SocketStream(trio.abc.HalfCloseableStream):
             trio.BrokenResourceError: The peer has gone, or took nothing for `send_timeout_s`.
             trio.ClosedResourceError: This side was closed.
         """
-        if self._closed:
-            raise trio.ClosedResourceError
-        try:
-            sent = self.socket.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            raise trio.BrokenResourceError(str(error)) from error
+        sent = self.send_now(data)
         if sent != len(data):
             await self._send_rest(memoryview(data)[sent:])
 
     async def _send_rest(self, rest: memoryview) -> None:
+        self._torn = True  # until all of it has gone: whoever cancels this leaves a torn stream
         while rest:
             with trio.move_on_after(self._send_timeout_s) as scope:
                 await trio.lowlevel.wait_writable(self.socket)
@@ -75,6 +88,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
                 continue
             except OSError as error:
                 raise trio.BrokenResourceError(str(error)) from error
+        self._torn = False
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the kernel would take bytes."""

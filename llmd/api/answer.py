@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from llmd.api.server import Send
+from llmd.api.server import Connection, Send
 from llmd.core.record import RequestRecord
 from llmd.errors import LlmdError, MethodNotAllowed
 
@@ -36,10 +36,20 @@ class Answer:
         status: What was sent; 0 before.
     """
 
-    __slots__ = ("_record", "_send", "ended", "headers", "started", "status", "streaming")
+    __slots__ = (
+        "_connection",
+        "_record",
+        "_send",
+        "ended",
+        "headers",
+        "started",
+        "status",
+        "streaming",
+    )
 
-    def __init__(self, send: Send, record: RequestRecord) -> None:
+    def __init__(self, send: Send, record: RequestRecord, connection: Connection) -> None:
         self._send = send
+        self._connection = connection
         self._record = record
         self.headers: list[Header] = [(b"x-request-id", record.id.encode())]
         self.started = False
@@ -78,6 +88,23 @@ class Answer:
         """Send bytes of the body."""
         self._record.response_bytes += len(data)
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    def more_now(self, data: bytes) -> bytes | None:
+        """Send bytes of the body without waiting, as far as that goes.
+
+        Returns:
+            What is left for `rest`, b"" when all has gone; None when `more` must send it.
+        """
+        if not self.started:
+            return None
+        left = self._connection.send_chunk_now(data)
+        if left is not None:
+            self._record.response_bytes += len(data)
+        return left
+
+    async def rest(self, left: bytes) -> None:
+        """Send what `more_now` left."""
+        await self._connection.send_rest(left)
 
     async def end(self) -> None:
         """End a streamed answer."""

@@ -62,8 +62,8 @@ class Relay:
         self._suspect = suspect
         self._suspected = False
         self.drop_progress = False
-        self._silent_since = 0.0
-        self._told = 0.0
+        self._heard = self._told = self._checked = 0.0
+        self._pause_s = 0.0
 
     async def exchange(self, target: bytes, body: bytes, assembler: Assembler | None) -> Usage:
         """Send the request, pass the answer on and return what it used.
@@ -80,7 +80,7 @@ class Relay:
             BadWorkerResponse: It answered garbage.
         """
         response: UpstreamResponse | None = None
-        self._silent_since = self._told = trio.current_time()
+        self._heard = trio.current_time()
         try:
             response = await self._upstream.request(b"POST", target, body, _HEADERS)
             await self._minded(response.head)
@@ -99,47 +99,94 @@ class Relay:
             if response is not None:
                 response.close()
 
+    # --- silence ----------------------------------------------------------------------------
+
+    def _silence_ends(self) -> float:
+        """Return when silence will have lasted too long, for the client or for the worker."""
+        heard = self._heard
+        return min(
+            max(heard, self._told) + self._keepalive_s, max(heard, self._checked) + self._stall_s
+        )
+
+    async def _mind_silence(self) -> None:
+        """Do what is due: tell the client, have the worker checked."""
+        now, heard = trio.current_time(), self._heard
+        if now >= max(heard, self._checked) + self._stall_s:
+            self._suspected = True
+            self._checked = now
+            self._suspect()
+        if now >= max(heard, self._told) + self._keepalive_s:
+            self._told = now
+            await self._answer.comment(self._record.state.value)
+
     async def _minded(self, step: Callable[[], Awaitable[_T]]) -> _T:
         """Await a step of the worker's answer, minding the silence on both sides."""
         while True:
-            deadline = min(self._told + self._keepalive_s, self._silent_since + self._stall_s)
-            with trio.CancelScope(deadline=deadline):
+            with trio.CancelScope(deadline=self._silence_ends()):
                 result = await step()
-                self._silent_since = self._told = trio.current_time()
+                self._heard = trio.current_time()
                 return result
-            now = trio.current_time()
-            if now >= self._silent_since + self._stall_s:
-                self._suspected = True
-                self._silent_since = now
-                self._suspect()
-            if now >= self._told + self._keepalive_s:
-                self._told = now
-                await self._answer.comment(self._record.state.value)
+            await self._mind_silence()
+
+    # --- the three forms of an answer -------------------------------------------------------
 
     async def _stream(self, response: UpstreamResponse) -> Usage:
         """Pass an SSE stream on, whole events at a time."""
-        answer, record = self._answer, self._record
         splitter, pace = Splitter(self._choices), Pace()
-        while data := await self._minded(response.receive):
+        while True:
+            unsent: bytes | None = b""
+            events = b""
+            # one scope for many events, since a scope an event is a tenth of its cost; nothing
+            # that it could interrupt loses bytes, which is why sends that wait are outside
+            with trio.CancelScope(deadline=self._silence_ends()) as scope:
+                while unsent == b"":
+                    events = await self._next_events(response, splitter, pace)
+                    if not events:
+                        break
+                    unsent = self._answer.more_now(events)
+            if scope.cancelled_caught:
+                await self._mind_silence()
+            elif not events:
+                break
+            elif unsent is None:
+                await self._more(response, events)
+            else:
+                await self._answer.rest(unsent)
+        if not splitter.finished:
+            raise BadWorkerResponse("the worker's stream ended before its end")
+        await self._answer.end()
+        return splitter.usage()
+
+    async def _next_events(
+        self, response: UpstreamResponse, splitter: Splitter, pace: Pace
+    ) -> bytes:
+        """Return the next events that the client is to see, b"" at the end of the stream."""
+        record = self._record
+        while True:
+            if self._pause_s:
+                pause_s, self._pause_s = self._pause_s, 0.0
+                await trio.sleep(pause_s)
+            data = await response.receive()
+            self._heard = now = trio.current_time()
+            if not data:
+                return data
             events = splitter.feed(data)
             if self.drop_progress and PROGRESS in events:
                 events = without_progress(events)
             if not events:
                 continue
             if record.first_byte_at is None and (self.drop_progress or splitter.generating):
-                record.first_byte(self._told)
-            if not answer.started:
-                answer.streaming = True
-                await answer.begin(200, passed_on(response.headers))
+                record.first_byte(now)
             record.events += splitter.count
-            await answer.more(events)
-            pause_s = pace.after_read(self._told, splitter.count)
-            if pause_s and not response.complete:
-                await trio.sleep(pause_s)
-        if not splitter.finished:
-            raise BadWorkerResponse("the worker's stream ended before its end")
-        await answer.end()
-        return splitter.usage()
+            if not response.complete:
+                self._pause_s = pace.after_read(now, splitter.count)
+            return events
+
+    async def _more(self, response: UpstreamResponse, events: bytes) -> None:
+        if not self._answer.started:
+            self._answer.streaming = True
+            await self._answer.begin(200, passed_on(response.headers))
+        await self._answer.more(events)
 
     async def _gather(self, response: UpstreamResponse, assembler: Assembler) -> Usage:
         """Gather an SSE stream into the plain answer that the worker would have sent."""
@@ -147,10 +194,10 @@ class Relay:
         while data := await self._minded(response.receive):
             events = splitter.feed(data)
             if self._record.first_byte_at is None and splitter.generating:
-                self._record.first_byte(self._told)
+                self._record.first_byte(self._heard)
             self._record.events += splitter.count
             assembler.feed(events)
-            pause_s = pace.after_read(self._told, splitter.count)
+            pause_s = pace.after_read(self._heard, splitter.count)
             if pause_s and not response.complete:
                 await trio.sleep(pause_s)
         if not splitter.finished:
@@ -168,7 +215,7 @@ class Relay:
                 raise BadWorkerResponse(f"the worker's answer is longer than {MAX_PLAIN_BYTES}")
             parts.append(data)
         body = b"".join(parts)
-        self._record.first_byte(self._told)
+        self._record.first_byte(self._heard)
         if not self._answer.started:
             await self._answer.whole(response.status, passed_on(response.headers), body)
         else:  # comments have gone: the error can only be an event

@@ -142,6 +142,7 @@ class _Protocol(H11Protocol):
         super().__init__(*args)
         self._owner = connection
         self._head = b""
+        self.chunked = False
 
     async def stream_send(self, event: StreamEvent) -> None:
         if isinstance(event, Response) and self._owner.last_answer:
@@ -157,7 +158,9 @@ class _Protocol(H11Protocol):
             return
         if type(event) is h11.Response:
             self._head += data or b""
-        elif data or self._head:
+            return
+        self.chunked = type(event) is h11.Data and (self.chunked or _CHUNKED in self._head)
+        if data or self._head:
             head, self._head = self._head, b""
             await self.send(RawData(head + (data or b"") if head else cast("bytes", data)))
 
@@ -172,6 +175,7 @@ class _Protocol(H11Protocol):
             raise RefusedHead(505, "this server speaks HTTP/1.1")
 
 
+_CHUNKED = b"\r\nTransfer-Encoding: chunked\r\n"  # as h11 writes it; nobody else's does
 _REFUSAL_CODES = {408: "request_timeout", 431: "header_too_large"}
 
 
@@ -222,6 +226,29 @@ class Connection:
         self._on_disconnect = on_disconnect
         if self.gone:
             self._ended()
+
+    def send_chunk_now(self, data: bytes) -> bytes | None:
+        """Send more of a body that is being sent in chunks, as far as the kernel takes it.
+
+        What Hypercorn and h11 do for a chunk is this frame; done here it takes a third of the
+        time, and the tokens of a stream are one chunk each.
+
+        Returns:
+            What is left for `send_rest`, b"" when all has gone; None when this connection cannot
+            do it: encrypted, another framing, no body begun.
+        """
+        if self._tls is not None or not self._protocol.chunked or self._closing:
+            return None
+        framed = b"%x\r\n%b\r\n" % (len(data), data)
+        try:
+            return framed[self._socket_stream.send_now(framed) :]
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._ended()
+            return b""
+
+    async def send_rest(self, rest: bytes) -> None:
+        """Send what `send_chunk_now` left."""
+        await self._protocol_send(RawData(rest))
 
     async def run(self) -> None:
         """Serve requests until the client, a deadline or the drain ends the connection."""
