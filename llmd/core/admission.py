@@ -18,8 +18,8 @@ from llmd.core.events import (
 )
 from llmd.core.fairness import Share
 from llmd.core.lifecycle import WorkerState
-from llmd.core.policy_state import NO_RANK, Lease, Model, SchedulerState
-from llmd.core.queue import Waiting, effective_rank
+from llmd.core.policy_state import Lease, Model, SchedulerState
+from llmd.core.queue import NO_RANK, Waiting, effective_rank
 
 _AT_ONCE = "a slot was free"
 _UNKNOWN_RETRY_S = 60.0

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from llmd.core.events import Rule
 from llmd.core.placement import Resident
-from llmd.core.policy_state import NO_RANK, Model, SchedulerState
-from llmd.core.queue import Waiting, effective_rank, next_lift
+from llmd.core.policy_state import Model, SchedulerState
+from llmd.core.queue import NO_RANK, Waiting, effective_rank, next_lift
 
 
 @dataclass(slots=True)
@@ -83,12 +83,6 @@ def demand_for(state: SchedulerState, model: Model, now: float, *, reload: bool)
 # --- may it go? ----------------------------------------------------------------------------
 
 
-def idle(model: Model, *, reload: bool = False) -> bool:
-    """Return whether nothing runs on `model` and nothing waits; for a reload, nothing else."""
-    waiting = model.line.count - (model.line.oversized if reload else 0)
-    return not model.leases and not waiting
-
-
 def may_go(state: SchedulerState, victim: Model, demand: Demand, now: float) -> tuple[bool, Rule]:
     """Return whether `victim` may be made to go for `demand`, and by, or else for, which rule."""
     s = state.settings
@@ -99,9 +93,9 @@ def may_go(state: SchedulerState, victim: Model, demand: Demand, now: float) -> 
         return False, Rule.MODEL_NOT_LOADED  # asked for, and not ready yet
     if now < victim.resident_until(s.min_residency_sec):
         return False, Rule.MIN_RESIDENCY
-    if idle(victim, reload=reload):
-        return True, Rule.DEMAND
     queued_rank = victim.line.best_rank(now, s.aging_sec, oversized=False if reload else None)
+    if queued_rank == NO_RANK and not victim.leases:
+        return True, Rule.DEMAND  # it is idle
     # with nothing queued there, what runs there is what a higher class is compared with
     running = (lease.item.priority.rank for lease in victim.leases.values())
     if demand.rank < (queued_rank if queued_rank != NO_RANK else min(running, default=NO_RANK)):
@@ -115,9 +109,8 @@ def may_go(state: SchedulerState, victim: Model, demand: Demand, now: float) -> 
     return True, Rule.MAX_DELAY
 
 
-def resident(model: Model, now: float) -> Resident:
-    """Return `model` as placement sees it."""
-    busy = bool(model.leases or model.line.count)
+def resident(model: Model, now: float, *, busy: bool) -> Resident:
+    """Return `model` as placement sees it; `busy` as whoever asks judges it."""
     return Resident(
         name=model.name,
         memory_bytes=model.memory_bytes,

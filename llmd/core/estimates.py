@@ -97,16 +97,24 @@ def eta_s(state: SchedulerState, request_id: str, now: float) -> float | None:
     waits for others to finish on a model that has served nothing yet.
     """
     waiting = state.queue.waiting.get(request_id)
-    if waiting is None or not state.admission_open or waiting.blocked_by_key():
+    if waiting is None:
+        return None
+    model = state.models[waiting.item.model]
+    _, ahead = position(state, waiting, now)
+    need = sum(model.slots_for(other.item) for other in [*ahead, waiting])
+    return eta_in_line_s(state, waiting, need, now)
+
+
+def eta_in_line_s(state: SchedulerState, waiting: Waiting, need: int, now: float) -> float | None:
+    """Return `eta_s` of `waiting`, whose line takes `need` slots up to it, itself included."""
+    if not state.admission_open or waiting.blocked_by_key():
         return None
     model = state.models[waiting.item.model]
     serving_s = until_serving_s(state, model, waiting, now)
     if serving_s is None:
         return None
-    _, ahead = position(state, waiting, now)
     slots = max(1, model.slots)
     free = slots - model.used if model.serving and not waiting.oversized else slots
-    need = sum(model.slots_for(other.item) for other in ahead) + model.slots_for(waiting.item)
     if need <= free:
         return serving_s
     if model.service_s is None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llmd.core.estimates import until_serving_s
+from llmd.core.estimates import eta_in_line_s
 from llmd.core.events import Why
 from llmd.core.explain import tell
-from llmd.core.policy_state import Model, SchedulerState
+from llmd.core.policy_state import SchedulerState
 from llmd.core.queue import Waiting
 
 
@@ -34,23 +34,5 @@ def outlook(state: SchedulerState, now: float) -> Iterator[Outlook]:
         for waiting in model.line.order(now, state.settings.aging_sec):
             need += model.slots_for(waiting.item)
             why = tell(state, waiting, len(ahead) + 1, ahead, now)
-            yield Outlook(waiting.item.id, why, _eta_s(state, model, waiting, need, now))
+            yield Outlook(waiting.item.id, why, eta_in_line_s(state, waiting, need, now))
             ahead.append(waiting)
-
-
-def _eta_s(
-    state: SchedulerState, model: Model, waiting: Waiting, need: int, now: float
-) -> float | None:
-    """Return what `estimates.eta_s` says of one whose line needs `need` slots up to it."""
-    if not state.admission_open or waiting.blocked_by_key():
-        return None
-    serving_s = until_serving_s(state, model, waiting, now)
-    if serving_s is None:
-        return None
-    slots = max(1, model.slots)
-    free = slots - model.used if model.serving and not waiting.oversized else slots
-    if need <= free:
-        return serving_s
-    if model.service_s is None:
-        return None
-    return serving_s + model.service_s * (need - free) / slots

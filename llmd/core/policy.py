@@ -46,7 +46,8 @@ from llmd.core.explain import (
     update_stories,
 )
 from llmd.core.lifecycle import WorkerState
-from llmd.core.policy_state import NO_RANK, Model, SchedulerState
+from llmd.core.policy_state import Model, SchedulerState
+from llmd.core.queue import NO_RANK
 from llmd.core.residency import advance, next_due, place, reject_line, review
 from llmd.core.settings import ModelInfo, PolicySettings
 from llmd.core.switching import Plan, plan_switch, switch, unload

@@ -15,10 +15,8 @@ from llmd.core.events import Queued, Rule, Why
 from llmd.core.fairness import FairShares, Share
 from llmd.core.lifecycle import WorkerState
 from llmd.core.placement import Room
-from llmd.core.queue import LOWEST, Line, RequestQueue, Waiting
+from llmd.core.queue import NO_RANK, Line, RequestQueue, Waiting
 from llmd.core.settings import ModelInfo, PolicySettings
-
-NO_RANK = LOWEST + 1  # a rank below every class
 
 _ABSENT = (WorkerState.OFF, WorkerState.FAILED)
 _LOADING = (WorkerState.STARTING, WorkerState.LOADING)
@@ -90,12 +88,14 @@ class Want:
         since: When that was decided.
         for_request: Whose need it was, if a request's.
         displaced: Who goes for it.
+        final: Whom to displace has been thought over once, and is not again.
     """
 
     rule: Rule
     since: float
     for_request: str = ""
     displaced: tuple[str, ...] = ()
+    final: bool = False
 
 
 class Model:
@@ -113,6 +113,7 @@ class Model:
         held_from: The clock of what is held back for want of this model starts no earlier.
         displaced: Who went for it, until it is ready.
         hold: Why a needed start is not decided yet, and who is in its way.
+        rethought: Its start was given up for a better way: the next decision on it is final.
         barrier: Only classes above this rank are admitted now.
     """
 
@@ -135,6 +136,7 @@ class Model:
         "name",
         "ready_at",
         "reason",
+        "rethought",
         "retry_at",
         "service_s",
         "slots",
@@ -169,6 +171,7 @@ class Model:
         self.held_from = -math.inf
         self.displaced: tuple[str, ...] = ()
         self.hold: tuple[Rule, tuple[str, ...]] | None = None
+        self.rethought = False
         self.barrier = NO_RANK
         self.leases: dict[str, Lease] = {}
         self.leaving: Leaving | None = None

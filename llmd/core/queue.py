@@ -16,7 +16,7 @@ from llmd.core.events import Queued, Refusal, Why
 from llmd.core.fairness import FairShares, Share
 from llmd.core.settings import PolicySettings
 
-LOWEST = 2  # rank of the lowest class
+NO_RANK = 3  # a rank below every class
 STORY_KEPT = 32
 
 
@@ -143,13 +143,18 @@ class Line:
         return best
 
     def best_rank(self, now: float, aging_sec: float, *, oversized: bool | None = None) -> int:
-        """Return the highest class that waits, after aging, as a rank; LOWEST + 1 for none."""
+        """Return the highest class that waits, after aging, as a rank; NO_RANK for none.
+
+        Whose key runs as many as it may counts for nothing: nobody should make way, or stay, for
+        a request that could not run.
+        """
         return min(
             (
                 effective_rank(waiting.rank, waiting.item.arrived, now, aging_sec)
                 for waiting in self.heads(oversized=oversized)
+                if not waiting.blocked_by_key()
             ),
-            default=LOWEST + 1,
+            default=NO_RANK,
         )
 
     def order(self, now: float, aging_sec: float) -> Iterator[Waiting]:

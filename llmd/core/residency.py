@@ -23,7 +23,8 @@ from llmd.core.events import (
 )
 from llmd.core.lifecycle import WorkerState
 from llmd.core.placement import choose_evictions, shortfall
-from llmd.core.policy_state import NO_RANK, Leaving, Model, SchedulerState, Want
+from llmd.core.policy_state import Leaving, Model, SchedulerState, Want
+from llmd.core.queue import NO_RANK
 
 _DRAINABLE = (WorkerState.READY, WorkerState.DRAINING)
 
@@ -66,7 +67,8 @@ def _place(state: SchedulerState, demand: Demand, now: float, actions: list[Acti
         return
     verdicts = [(m, *may_go(state, m, demand, now)) for m in movable]
     rules = {m.name: rule for m, may, rule in verdicts if may}
-    chosen = choose_evictions([resident(m, now) for m, may, _ in verdicts if may], places, size)
+    going = [resident(m, now, busy=rule is not Rule.DEMAND) for m, may, rule in verdicts if may]
+    chosen = choose_evictions(going, places, size)
     if chosen is not None:
         victims = tuple(state.models[name] for name in chosen)
         rule = next((rules[n] for n in chosen if rules[n] is not Rule.DEMAND), Rule.DEMAND)
@@ -101,9 +103,9 @@ def _want(
 ) -> None:
     model = demand.model
     model.hold = None
-    state.wants[model.name] = Want(
-        rule, now, demand.head.item.id, tuple(victim.name for victim in victims)
-    )
+    displaced = tuple(victim.name for victim in victims)
+    state.wants[model.name] = Want(rule, now, demand.head.item.id, displaced, model.rethought)
+    model.rethought = False
     state.touch(model)
     drain_s = state.settings.max_drain_sec
     cancel_at = now + drain_s if drain_s > 0 else math.inf
@@ -171,8 +173,11 @@ def review(state: SchedulerState, now: float, actions: list[Action]) -> None:
         model = state.models[name]
         reload = name in want.displaced
         needed = model.line.oversized if reload else model.line.count
-        if not needed or _outranked(state, model, want, now) or _quicker(state, model, want, now):
+        if not needed or _outranked(state, model, want, now):
             drop_want(state, name, actions)
+        elif _quicker(state, model, want, now):
+            drop_want(state, name, actions)
+            model.rethought = True
 
 
 def leaving_for(state: SchedulerState, name: str) -> list[Model]:
@@ -203,14 +208,14 @@ def _outranked(state: SchedulerState, model: Model, want: Want, now: float) -> b
 def _quicker(state: SchedulerState, model: Model, want: Want, now: float) -> bool:
     """Return whether others have become idle, so that nothing need drain for `model`."""
     draining = [victim for victim in leaving_for(state, model.name) if victim.leases]
-    if not draining or model.name in want.displaced:
+    if not draining or want.final or model.name in want.displaced:
         return False
     demand = demand_for(state, model, now, reload=False)
     if demand is None:
         return False
     # judged as `place` will judge: else the two would undo each other without end
     unused = [
-        resident(m, now)
+        resident(m, now, busy=False)
         for m in state.present.values()
         if m.leaving is None
         and not m.info.pinned

@@ -116,7 +116,8 @@ def _choose(
         draft.reason = f"unloading {', '.join(event.evict)} does not make room beside {names}"
     else:
         places, size = _missing(state, held, draft.model)
-        chosen = choose_evictions([resident(m, now) for m in held], places, size)
+        going = [resident(m, now, busy=bool(m.leases or m.line.count)) for m in held]
+        chosen = choose_evictions(going, places, size)
         if chosen is not None:
             draft.fits = True
             draft.victims = [state.models[name] for name in chosen]

@@ -266,6 +266,14 @@ def test_nobody_goes_for_a_request_whose_key_runs_all_it_may():
     assert kinds(box)[0] == (50, "stop", "b")
 
 
+def test_a_model_that_only_such_requests_wait_for_counts_as_idle():
+    box = box_of("abc", ready="ab", max_loaded=2, min_residency_sec=0.0)
+    box.ask("runs", "a", concurrency=1, service_s=50.0)
+    box.ask("more", "b", concurrency=1)
+    box.ask("other", "c", key="else")
+    assert kinds(box)[:1] == [(0, "stop", "b")]
+
+
 # --- what goes ---
 
 
