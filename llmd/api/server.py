@@ -431,7 +431,7 @@ class HttpServer:
         self._max_connections = max_connections or math.inf
         self._listeners: list[socket.socket] = []
         self._connections: dict[Connection, None] = {}
-        self._empty = trio.Event()
+        self._left = trio.Event()
         self._accepting = trio.CancelScope()
 
     @property
@@ -480,20 +480,35 @@ class HttpServer:
                         for sock in self._listeners:
                             acceptors.start_soon(self._accept, sock, clients)
                         task_status.started()
+                self.close()  # at once: who connects now is told so, and does not wait in vain
         finally:
             self.close()
 
     async def drain(self) -> None:
-        """Accept nothing more and let running answers end; cancelled, what is left goes on."""
+        """Let running answers end; cancelled, what is left goes on.
+
+        Meanwhile clients that come anew get one answer each, so that they learn why; once what
+        was there at the start has ended, nobody is accepted any more.
+        """
         self.draining = True
-        self._accepting.cancel()
         await self.context.terminated.set()
         for connection in list(self._connections):
             connection.last_answer = True
             connection.close_idle()
+        before = set(self._connections)
+        try:
+            while not before.isdisjoint(self._connections):
+                await self._one_leaves()
+        finally:
+            self._accepting.cancel()
+        for connection in list(self._connections):
+            connection.close_idle()
         while self._connections:
-            self._empty = trio.Event()
-            await self._empty.wait()
+            await self._one_leaves()
+
+    async def _one_leaves(self) -> None:
+        self._left = trio.Event()
+        await self._left.wait()
 
     async def _accept(self, listener: socket.socket, clients: trio.Nursery) -> None:
         while True:
@@ -526,12 +541,13 @@ class HttpServer:
         if self._tls is not None:
             tls = trio.SSLStream(stream, self._tls, server_side=True, https_compatible=True)
         connection = Connection(self, stream, tls)
+        connection.last_answer = self.draining
         self._connections[connection] = None
         try:
             await connection.run()
         finally:
             del self._connections[connection]
-            self._empty.set()
+            self._left.set()
 
 
 def bare_answer(status: int, error: Json, headers: bytes = b"") -> bytes:

@@ -338,6 +338,11 @@ async def test_sigterm_lets_streams_finish_and_turns_others_away(
         await llmd.until(lambda: llmd.services.draining)
         await late.send_all(b"")
         await late.aclose()
+        refused = await llmd.chat()
+        assert (refused.status, refused.code) == (503, "shutting_down")
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        ready = await llmd.call("GET", "/ready")
+        assert (ready.status, ready.json["status"]) == (503, "draining")
         for stream in streams:
             assert (await read_answer(stream)).events[-1] == "[DONE]"
         llmd.assert_nothing_left()
