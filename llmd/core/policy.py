@@ -168,6 +168,8 @@ def _worker_changed(
     model.retry_at = event.retry_at
     if event.memory_bytes > 0:
         model.memory_bytes = event.memory_bytes
+    if model.starting and event.state is WorkerState.OFF:
+        return  # a failure was forgotten; the start that was sent comes after it
     model.starting = False
     model.hold = None
     state.touch(model)

@@ -108,6 +108,7 @@ class Box:
     models: list[ModelInfo] = field(default_factory=lambda: [ModelInfo(n) for n in "abc"])
     workers: dict[str, FakeWorker] = field(default_factory=dict)
     resumes: bool = True  # False: a shell that does not know ResumeWorker
+    lag_s: float = 0.0  # a worker takes commands from its mailbox this much later
     check: bool = True
 
     def __post_init__(self) -> None:
@@ -210,7 +211,10 @@ class Box:
             case Grant():
                 worker = self.workers[action.model]
                 assert action.id in self.waiting
-                assert worker.state is WorkerState.READY, f"granted to a {worker.state} worker"
+                serves = [WorkerState.READY]
+                if self.lag_s:
+                    serves.append(WorkerState.DRAINING)  # its resumption is in the mailbox
+                assert worker.state in serves, f"granted to a {worker.state} worker"
                 self.waiting.discard(action.id)
                 self.leases[action.id] = action
                 self.ended[action.id].granted_at = self.now
@@ -226,16 +230,13 @@ class Box:
                 assert action.message
                 self.waiting.discard(action.id)
                 self.ended[action.id].rejected = action
-            case StartWorker():
-                self.start(action)
-            case DrainWorker():
-                assert self.busy(action.model)
-                self.move(action.model, WorkerState.DRAINING)
-            case ResumeWorker():
-                if self.resumes and self.workers[action.model].state is WorkerState.DRAINING:
-                    self.move(action.model, WorkerState.READY)
-            case StopWorker():
-                self.stop(action.model)
+            case StartWorker() | DrainWorker() | ResumeWorker() | StopWorker():
+                if isinstance(action, DrainWorker):
+                    assert self.busy(action.model)
+                if self.lag_s:
+                    self.later(self.lag_s, lambda: self.command(action))
+                else:
+                    self.command(action)
             case CancelLease():
                 assert action.id in self.leases
                 self.later(0.1, lambda: self.cancel(action.id))
@@ -260,6 +261,22 @@ class Box:
     @property
     def context(self) -> dict[str, int]:
         return {name: worker.context for name, worker in self.workers.items()}
+
+    def command(self, action: object) -> None:
+        """What the supervisor is told to do with a worker."""
+        match action:
+            case StartWorker():
+                self.start(action)
+            case DrainWorker(model=name):
+                if self.workers[name].state is WorkerState.READY:
+                    self.move(name, WorkerState.DRAINING)
+            case ResumeWorker(model=name):
+                if self.resumes and self.workers[name].state is WorkerState.DRAINING:
+                    self.move(name, WorkerState.READY)
+            case StopWorker(model=name):
+                gone = (WorkerState.OFF, WorkerState.FAILED)
+                if not self.lag_s or self.workers[name].state not in gone:
+                    self.stop(name)
 
     def start(self, action: StartWorker) -> None:
         name = action.model

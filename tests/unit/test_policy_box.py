@@ -158,11 +158,11 @@ def play(box: Box, course: list) -> None:
         box.whys()
 
 
-@pytest.mark.parametrize("resumes", [True, False])
+@pytest.mark.parametrize(("resumes", "lag_s"), [(True, 0.0), (True, 0.2), (False, 0.0)])
 @given(world=worlds, course=st.lists(steps, max_size=40), fixed=st.sampled_from(["", "d"]))
 @QUICK
 def test_whatever_happens_all_is_served_or_told_why_and_nothing_is_left(
-    resumes, world, course, fixed
+    resumes, lag_s, world, course, fixed
 ):
     infos = [
         ModelInfo(
@@ -184,6 +184,7 @@ def test_whatever_happens_all_is_served_or_told_why_and_nothing_is_left(
             "d": FakeWorker(slots=2, load_s=0.1),
         },
         resumes=resumes,
+        lag_s=lag_s,
     )
     play(box, course)
     box.post(Admission(open=True))

@@ -18,6 +18,7 @@ from llmd.core.events import (
     Rule,
     StartWorker,
     StopWorker,
+    SwitchRequested,
     Tick,
     UnloadRequested,
     WorkerChanged,
@@ -387,6 +388,19 @@ def test_a_reset_lets_it_load_again():
     box.ask("2", "a")
     box.run()
     assert box.ended["2"].granted_at == 4
+
+
+def test_a_reset_announced_after_a_start_was_sent_does_not_give_its_place_away():
+    box = box_of()
+    box.lag_s = 1.0
+    box.workers["a"].state = WorkerState.FAILED
+    box.post(WorkerChanged("a", WorkerState.FAILED, reason="killed"))
+    box.post(SwitchRequested("a"))
+    box.ask("b", "b")
+    box.move("a", WorkerState.OFF)
+    assert box.starts() == ["a"]
+    box.run()
+    assert box.starts() == ["a", "b"]
 
 
 def test_when_the_displacer_fails_the_displaced_is_loaded_again():
