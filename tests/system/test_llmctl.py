@@ -79,7 +79,11 @@ async def test_a_running_request_is_cancelled(daemon):
     async with trio.open_nursery() as nursery:
         nursery.start_soon(
             partial(
-                daemon.chat, model="demo-small", max_tokens=500, headers=[("x-request-id", "r-2")]
+                daemon.chat,
+                "[[token 0.1]]",
+                model="demo-small",
+                max_tokens=500,
+                headers=[("x-request-id", "r-2")],
             )
         )
         await daemon.until(lambda: daemon.services.registry.live("r-2") is not None)
