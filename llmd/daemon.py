@@ -399,7 +399,11 @@ def run_serve(loaded: Loaded) -> int:
 def run_demo(*, host: str, port: int) -> int:
     """Run `llmd demo`: two tiny models, written here, and what to try with them."""
     directory = state_dir(os.environ) / "demo"
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ConfigError([f"the demo models cannot be written to {directory}: {why}"]) from error
     # in a process of its own: numpy and gguf would stay in the daemon's memory for good
     written = subprocess.run(  # noqa: S603
         [sys.executable, "-m", "llmd.models.demo", str(directory)], check=False

@@ -90,7 +90,7 @@ class Relay:
                 return await self._gather(response, assembler)
             return await self._whole(response)
         except WorkerDied as died:
-            if self._suspected:
+            if self._suspected and self._heard <= self._checked:  # else it had come back since
                 raise WorkerStalled(
                     "the worker stopped responding while it served this request and was replaced"
                 ) from died

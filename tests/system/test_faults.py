@@ -88,6 +88,13 @@ async def test_silence_has_the_worker_checked_and_a_hung_one_answers_504(fake):
     assert answer.headers["x-should-retry"] == "false"
     assert (await fake.chat()).status == 200
     assert pid_of(fake, NAME) != pid
+
+
+async def test_a_worker_that_was_only_slow_is_not_called_hung_when_it_breaks_later(fake):
+    await fake.chat()
+    answer = await fake.chat("[[prefill 1]] [[cut]]", max_tokens=5)
+    assert (answer.status, answer.code) == (502, "bad_worker_response")
+    fake.assert_nothing_left()
     fake.assert_nothing_left()
 
 

@@ -72,6 +72,15 @@ def test_serve_refuses_a_faulty_config(daemon, tmp_path, capsys):
     assert not daemon.calls
 
 
+def test_demo_says_where_it_cannot_write(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    assert main(["demo"]) == 1
+    said = capsys.readouterr().err
+    assert f"cannot be written to {tmp_path / 'file' / 'llmd' / 'demo'}: Not a directory" in said
+
+
 @pytest.mark.parametrize(
     ("words", "address"),
     [
