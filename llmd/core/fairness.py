@@ -96,11 +96,9 @@ class FairShares:
                 self._forget(least)
 
     def _forget(self, least: float) -> None:
-        """Drop debts that the others have caught up with, and if there are none, the oldest."""
-        kept = {key: share for key, share in self._dormant.items() if share.counter > least}
-        while len(kept) > _DORMANT_KEPT:
-            del kept[next(iter(kept))]
-        self._dormant = kept
+        """Drop debts that the others have caught up with; of too many others, the older half."""
+        kept = [share for share in self._dormant.values() if share.counter > least]
+        self._dormant = {share.key: share for share in kept[-_DORMANT_KEPT // 2 :]}
 
     def __len__(self) -> int:
         """Accounts kept, dormant debtors included."""

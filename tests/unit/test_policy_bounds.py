@@ -1,4 +1,4 @@
-"""Properties with numbers: how long anybody waits, how far two keys drift apart, who gets which part."""
+"""Properties with numbers: how long anybody waits, how far two keys drift apart."""
 
 from __future__ import annotations
 

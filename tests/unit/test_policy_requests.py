@@ -16,9 +16,8 @@ from llmd.core.events import (
     Reject,
     Rule,
     Submitted,
-    WorkerChanged,
 )
-from llmd.core.lifecycle import Priority, WorkerState
+from llmd.core.lifecycle import Priority
 from llmd.core.policy import ModelInfo, PolicySettings, SchedulerState, decide
 
 
