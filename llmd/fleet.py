@@ -30,7 +30,8 @@ from llmd.workers.command import WorkerSpec, build_spec, slot_count
 from llmd.workers.engine import Engine
 from llmd.workers.worker import WorkerStatistics
 
-ASSUMED_READ_BYTES_PER_S = 1 << 30  # of a load that nobody has measured yet
+ASSUMED_START_S = 1.0  # of a load that nobody has measured yet: the process itself,
+ASSUMED_READ_BYTES_PER_S = 1 << 30  # and reading the file
 
 
 class Fleet:
@@ -168,7 +169,7 @@ class Fleet:
                 ModelInfo(
                     name=model.name,
                     memory_bytes=self.memory(model, planned),
-                    load_s=model.size_bytes / ASSUMED_READ_BYTES_PER_S,
+                    load_s=ASSUMED_START_S + model.size_bytes / ASSUMED_READ_BYTES_PER_S,
                     pinned=own.pinned,
                     context_max=largest,
                     idle_timeout_s=self._config.worker.idle_timeout_sec if idle_s < 0 else idle_s,
