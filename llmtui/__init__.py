@@ -1,0 +1,1 @@
+"""The operators' screen: what the models and requests of one box do, live."""

@@ -1,0 +1,144 @@
+"""The program `llmtui`: the operators' screen."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from llmd import __version__
+from llmd.admin import protocol as p
+from llmd.admin.async_client import AsyncClient
+from llmd.admin.calls import AdminError
+from llmtui.rows import Look
+
+if TYPE_CHECKING:
+    from llmtui.link import Source
+
+_ONCE_S = 10.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the screen, or print a snapshot; returns the exit code.
+
+    0 = done, 1 = refused, 2 = wrong usage or no terminal, 3 = the daemon cannot be reached; a
+    signal's 128 and its number.
+    """
+    options = _parser().parse_args(argv)
+    if options.json and not options.once:
+        return _complain("--json goes with --once")
+    if options.once:
+        return asyncio.run(_once(_maker(options), as_json=options.json))
+    # textual draws on stderr, so that a pipe may take what a program prints
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        return _complain("needs a terminal; --once --json prints a snapshot for scripts")
+    os.environ.setdefault("ESCDELAY", "25")
+    from llmtui.screen import LlmTui  # textual takes time to import, and --once does without
+
+    plain = options.ascii or "utf" not in (sys.stdout.encoding or "").lower()
+    app = LlmTui(
+        _maker(options),
+        look=Look(ascii_only=plain),
+        read_only=options.read_only,
+        colours=options.theme,
+    )
+    return app.run() or app.return_code or 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="llmtui", description="The operators' screen of llmd.")
+    parser.add_argument("--socket", help="the daemon's admin socket", default=None)
+    parser.add_argument("--read-only", action="store_true", help="offer no actions")
+    parser.add_argument("--ascii", action="store_true", help="draw with ASCII only")
+    parser.add_argument(
+        "--theme",
+        choices=("dark", "light", "ansi"),
+        default="dark",
+        help="colours; ansi = the terminal's own",
+    )
+    parser.add_argument("--once", action="store_true", help="print what is so now, and exit")
+    parser.add_argument("--json", action="store_true", help="with --once: as one JSON object")
+    parser.add_argument("--demo", action="store_true", help="play a made-up box, without a daemon")
+    parser.add_argument("--version", action="version", version=f"llmtui {__version__}")
+    return parser
+
+
+def _maker(options: argparse.Namespace) -> Callable[[], Source]:
+    if options.demo:
+        from llmtui.demo import Demo
+
+        return Demo
+    path: str | Path | None = options.socket
+    return lambda: AsyncClient(path)
+
+
+async def _once(make: Callable[[], Source], *, as_json: bool) -> int:
+    source = make()
+    try:
+        await source.connect()
+        async with aclosing(source.subscribe()) as messages:  # type: ignore[type-var]
+            message = await asyncio.wait_for(anext(messages), _ONCE_S)
+    except (AdminError, OSError, asyncio.TimeoutError, StopAsyncIteration) as error:
+        _complain(str(error) or "the daemon is silent")
+        return 3
+    finally:
+        await source.close()
+    assert isinstance(message, p.Snapshot)
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(message).decode() + "\n")
+    else:
+        sys.stdout.write("\n".join(page(message)) + "\n")
+    return 0
+
+
+def page(message: p.Snapshot, width: int = 118) -> list[str]:
+    """Return a snapshot as plain lines."""
+    from llmtui.header import Own, header
+    from llmtui.rows import heading, request_columns, request_row, worker_columns, worker_row
+    from llmtui.state import State, heard, request_order, worker_order
+
+    now, look = message.at, Look()
+    state = heard(State(), message, now)
+    lines = header(state, width, now, look, can_write=False, paused=False, own=Own())
+    shown = ["".join(text for text, _ in line) for line in lines]
+    columns = worker_columns(width, look)
+    shown += ["", heading(columns)]
+    for name in worker_order(state.workers.values(), "state"):
+        row = worker_row(state.workers[name], state, columns, now, look)
+        shown.append("".join(text for text, _ in row))
+    columns = request_columns(width, look)
+    shown += ["", heading(columns)]
+    for name in request_order(state.requests.values(), "sched"):
+        row = request_row(state.requests[name], state, columns, now, look)
+        shown.append("".join(text for text, _ in row))
+    return [line.rstrip() for line in shown]
+
+
+def _complain(text: str) -> int:
+    sys.stderr.write(f"llmtui: {text}\n")
+    return 2
+
+
+def on_signals(stop: Callable[[int], Any]) -> None:
+    """Have SIGTERM and SIGHUP end the program in order, so that the terminal is put right."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stop, 128 + number)
+
+
+def started() -> tuple[float, float]:
+    """Return the wall and processor clocks, to tell what the screen itself costs."""
+    return time.monotonic(), time.process_time()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

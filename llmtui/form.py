@@ -1,0 +1,100 @@
+"""Text of an exact width: numbers, spans of time, bars and sparks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.cells import cell_len, set_cell_size
+
+from llmd.admin.framing import clean
+
+_BLOCKS = " ▏▎▍▌▋▊▉█"
+_LEFT = (0x00, 0x40, 0x44, 0x46, 0x47)  # braille dots of a column, filled from below
+_RIGHT = (0x00, 0x80, 0xA0, 0xB0, 0xB8)
+_PLAIN = " .:-=+*#"
+
+
+def fit(text: str, width: int, *, right: bool = False, ascii_only: bool = False) -> str:
+    """Return harmless text of exactly `width` cells: padded, or cut with an ellipsis."""
+    text = clean(text)
+    if ascii_only and not text.isascii():
+        text = text.encode("ascii", "replace").decode()
+    length = len(text) if text.isascii() else cell_len(text)
+    if length > width:
+        mark = "~" if ascii_only else "…"
+        return set_cell_size(text, width - 1) + mark if width > 1 else set_cell_size(text, width)
+    pad = " " * (width - length)
+    return pad + text if right else text + pad
+
+
+def count(number: float) -> str:
+    """Return a number in at most five characters: 812, 4.1k, 31k, 2.3M."""
+    if number < 1000:
+        return f"{number:.0f}"
+    for unit in "kMG":
+        number /= 1000
+        if number < 9.95:
+            return f"{number:.1f}{unit}"
+        if number < 999.5:
+            return f"{number:.0f}{unit}"
+    return f"{number:.0f}T"
+
+
+def size(number: int) -> str:
+    """Return bytes in binary units, at most five characters: 640M, 24.1G."""
+    value = float(number)
+    for unit in "BKM":
+        if value < 1023.5:
+            return f"{value:.0f}{unit}"
+        value /= 1024
+    return f"{value:.1f}G" if value < 1000 else f"{value / 1024:.1f}T"
+
+
+def span(seconds: float | None) -> str:
+    """Return a span of time in at most six characters: 0.4s, 41s, 3m12s, 3h12m, 1d02h."""
+    if seconds is None:
+        return "-"
+    seconds = max(0.0, seconds)
+    if seconds < 9.95:
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def bar(share: float, width: int, *, ascii_only: bool = False) -> str:
+    """Return a bar of `width` cells, filled by `share` (0 to 1)."""
+    share = min(1.0, max(0.0, share))
+    if ascii_only:
+        inner = max(0, width - 2)
+        return "[" + ("#" * round(share * inner)).ljust(inner, ".") + "]"
+    eighths = round(share * width * 8)
+    full, part = divmod(eighths, 8)
+    return ("█" * full + (_BLOCKS[part] if part else "")).ljust(width)
+
+
+def spark(values: Sequence[float], width: int, *, ascii_only: bool = False) -> str:
+    """Return the course of values in `width` cells, the newest at the right end."""
+    points = width if ascii_only else 2 * width
+    shown = _resample(values, points)
+    top = max(shown, default=0.0)
+    if top <= 0:
+        return ("." if ascii_only else "⣀") * width
+    if ascii_only:
+        return "".join(_PLAIN[max(1, round(v / top * 7)) if v > 0 else 1] for v in shown)
+    levels = [max(1, round(v / top * 4)) for v in shown]
+    pairs = zip(levels[::2], levels[1::2], strict=True)
+    return "".join(chr(0x2800 + _LEFT[a] + _RIGHT[b]) for a, b in pairs)
+
+
+def _resample(values: Sequence[float], points: int) -> list[float]:
+    if len(values) <= points:
+        return [0.0] * (points - len(values)) + list(values)
+    step = len(values) / points
+    cuts = [(int(i * step), max(int(i * step) + 1, int((i + 1) * step))) for i in range(points)]
+    return [sum(values[a:b]) / (b - a) for a, b in cuts]

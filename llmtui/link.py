@@ -1,0 +1,129 @@
+"""Where the data come from: the daemon, or something that plays one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, suppress
+from typing import Protocol
+
+from llmd.admin import protocol as p
+from llmd.admin.calls import AdminError, Unreachable
+from llmtui.state import State, greeted, heard, lost
+
+_FIRST_RETRY_S = 0.5
+_LAST_RETRY_S = 5.0
+_SILENCE_S = 15.0  # the daemon says something every 5 s
+
+
+class Source(Protocol):
+    """What the screen uses of `llmd.client.AsyncClient`; its documentation holds here."""
+
+    async def connect(self) -> None:
+        """Connect."""
+        ...
+
+    async def close(self) -> None:
+        """Hang up."""
+        ...
+
+    async def hello(self) -> p.Welcome:
+        """Greet."""
+        ...
+
+    def subscribe(self, *topics: str) -> AsyncIterator[p.Snapshot | p.Event | p.Lagged]:
+        """Yield a snapshot, then events."""
+        ...
+
+    def follow(self, model: str, *, lines: int = 0) -> AsyncIterator[p.LogLine]:
+        """Yield a log's lines."""
+        ...
+
+    async def why(self, request: str) -> p.Story:
+        """Return a request's story."""
+        ...
+
+    async def cancel(self, *requests: str) -> p.Cancelled:
+        """Cancel requests."""
+        ...
+
+    async def switch(
+        self,
+        model: str,
+        *,
+        evict: Sequence[str] = (),
+        add: bool = False,
+        force: bool = False,
+        if_gen: int | None = None,
+        dry_run: bool = False,
+    ) -> p.Plan:
+        """Switch, or plan a switch."""
+        ...
+
+    async def unload(self, model: str, *, if_gen: int | None = None) -> p.Acted:
+        """Unload a model."""
+        ...
+
+
+class Link:
+    """Keeps a state up to date, and comes back by itself when the daemon does.
+
+    Args:
+        make: Makes a source for each attempt.
+        changed: Called after each change of `state`.
+    """
+
+    def __init__(self, make: Callable[[], Source], changed: Callable[[], None]) -> None:
+        self._make = make
+        self._changed = changed
+        self._source: Source | None = None
+        self.state = State()
+
+    @property
+    def source(self) -> Source:
+        """What to ask.
+
+        Raises:
+            Unreachable: The link is lost.
+        """
+        if self._source is None:
+            raise Unreachable("the link to the daemon is lost; actions come back with it")
+        return self._source
+
+    async def run(self) -> None:
+        """Follow the daemon until cancelled; no failure of the link ends it."""
+        delay_s = _FIRST_RETRY_S
+        while True:
+            trouble = "the daemon hung up"
+            source = self._make()
+            try:
+                await self._follow(source)
+            except (AdminError, OSError, asyncio.TimeoutError) as error:
+                trouble = str(error) or "the daemon is silent"
+            finally:
+                self._source = None
+                with suppress(OSError):
+                    await source.close()
+            if self.state.link == "live":
+                delay_s = _FIRST_RETRY_S
+            now = time.time()
+            self.state = lost(self.state, now, now + delay_s, trouble)
+            self._changed()
+            await asyncio.sleep(delay_s)
+            delay_s = min(_LAST_RETRY_S, delay_s * 2)
+
+    async def _follow(self, source: Source) -> None:
+        await source.connect()
+        started = time.perf_counter()
+        welcome = await source.hello()
+        self.state = greeted(self.state, welcome, time.perf_counter() - started)
+        self._source = source
+        async with aclosing(source.subscribe()) as messages:  # type: ignore[type-var]
+            while True:
+                try:
+                    message = await asyncio.wait_for(anext(messages), _SILENCE_S)
+                except StopAsyncIteration:
+                    return
+                self.state = heard(self.state, message, time.time())
+                self._changed()

@@ -1,0 +1,288 @@
+"""The two tables as text: which columns fit, and what stands in each.
+
+A row is a list of `(text, style)` parts that together are exactly as wide as the panel. Styles are
+names (`ok`, `warn`, `bad`, `accent`, `dim`, `new`, ""), which the widgets turn into colours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from llmd.admin import protocol as p
+from llmtui.form import bar, count, fit, size, span, spark
+from llmtui.state import RUNNING, State, client_of, is_faulty_request
+
+Part = tuple[str, str]
+Line = list[Part]
+
+_WORKER_STYLE = {
+    "ready": "ok", "loading": "accent", "starting": "accent", "draining": "warn",
+    "stopping": "warn", "backoff": "bad", "failed": "bad", "off": "dim",
+}  # fmt: skip
+_REQUEST_STYLE = {
+    "decode": "ok", "prefill": "accent", "queued": "warn", "received": "dim", "done": "dim",
+    "cancelled": "dim", "abandoned": "dim", "refused": "warn", "failed": "bad", "timed_out": "bad",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Look:
+    """How things are drawn.
+
+    Attributes:
+        ascii_only: Nothing but ASCII.
+        wide: Flexible columns get all the room that narrow ones can spare.
+    """
+
+    ascii_only: bool = False
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: `width` cells, 0 = its part of what is left over; numbers stand `right`."""
+
+    name: str
+    title: str
+    width: int
+    right: bool = False
+    weight: int = 1
+
+
+_WORKER_COLUMNS = (
+    Column("st", "ST", 9),
+    Column("model", "MODEL", 0, weight=3),
+    Column("mem", "MEM", 7, right=True),
+    Column("slots", "SLOT", 5, right=True),
+    Column("kv", "KV%", 4, right=True),
+    Column("rate", "t/s", 5, right=True),
+    Column("ttft", "TTFT95", 6, right=True),
+    Column("queue", "QUE", 4, right=True),
+    Column("last", "LAST 60s", 14),
+    Column("since", "FOR", 6, right=True),
+    Column("crashes", "CRS", 3, right=True),
+    Column("note", "NOTE", 0, weight=3),
+)
+_REQUEST_COLUMNS = (
+    Column("id", "ID", 10),
+    Column("st", "ST", 10),
+    Column("prio", "PRI", 4),
+    Column("model", "MODEL", 0, weight=3),
+    Column("client", "CLIENT", 0, weight=2),
+    Column("wait", "WAIT", 6, right=True),
+    Column("prompt", "PROMPT", 6, right=True),
+    Column("gen", "GEN/MAX", 10, right=True),
+    Column("speed", "t/s", 5, right=True),
+    Column("age", "AGE", 6, right=True),
+    Column("eta", "ETA", 6, right=True),
+    Column("why", "WHY", 0, weight=5),
+)
+_DROPS = (  # below this width, these columns go
+    (110, ("ttft", "last", "since", "crashes", "wait", "prompt", "prio", "speed")),
+    (72, ("mem", "rate", "age", "client")),
+)
+
+
+def columns(table: Sequence[Column], width: int, *, wide: bool = False) -> list[Column]:
+    """Return the columns that fit into `width` cells, each with its width."""
+    dropped = {name for limit, names in _DROPS if width < limit for name in names}
+    shown = [column for column in table if column.name not in dropped]
+    if wide:
+        shown = [c for c in shown if c.name not in ("kv", "ttft", "crashes", "prio", "age")]
+    left = max(0, width - sum(column.width for column in shown) - (len(shown) - 1))
+    weight = sum(column.weight for column in shown if not column.width)
+    made, rest = [], left
+    for column in shown:
+        if column.width:
+            made.append(column)
+            continue
+        part = left * column.weight // weight
+        rest -= part
+        made.append(Column(column.name, column.title, part, column.right))
+    last = made[-1]
+    made[-1] = Column(last.name, last.title, last.width + rest, last.right)
+    return made
+
+
+def worker_columns(width: int, look: Look) -> list[Column]:
+    """Return the columns of the workers' table."""
+    return columns(_WORKER_COLUMNS, width, wide=look.wide)
+
+
+def request_columns(width: int, look: Look) -> list[Column]:
+    """Return the columns of the requests' table."""
+    return columns(_REQUEST_COLUMNS, width, wide=look.wide)
+
+
+def heading(shown: Sequence[Column]) -> str:
+    """Return the columns' titles as one line."""
+    return " ".join(fit(c.title, c.width, right=c.right) for c in shown)
+
+
+Cells = Callable[[str, int], Part]
+
+
+def _line(shown: Sequence[Column], cell: Cells, look: Look, base: str) -> Line:
+    parts: Line = []
+    for index, column in enumerate(shown):
+        text, style = cell(column.name, column.width)
+        text = fit(text, column.width, right=column.right, ascii_only=look.ascii_only)
+        parts.append((text if index == 0 else " " + text, base or style))
+    return parts
+
+
+def worker_row(
+    worker: p.Worker, state: State, shown: Sequence[Column], now: float, look: Look
+) -> Line:
+    """Return a worker's row."""
+    up = worker.slots > 0
+
+    def cell(name: str, width: int) -> Part:
+        if name == "st":
+            return worker.state.upper(), _WORKER_STYLE.get(worker.state, "")
+        if name == "model":
+            return worker.model, ""
+        if name == "last":
+            return _course(worker, state, width, now, look)
+        if name == "note":
+            return _note(worker, now)
+        if name == "queue":
+            return str(worker.waiting), "warn" if worker.waiting else "dim"
+        if name == "crashes":
+            return str(worker.crashes), "bad" if worker.crashes else "dim"
+        return _worker_number(worker, name, now, up=up)
+
+    return _line(shown, cell, look, "dim" if worker.state == "off" else "")
+
+
+def _worker_number(worker: p.Worker, name: str, now: float, *, up: bool) -> Part:
+    if name == "mem":
+        if worker.memory_bytes:
+            return size(worker.memory_bytes), ""
+        return f"~{size(worker.estimate_bytes)}" if worker.estimate_bytes else "-", "dim"
+    if name == "since":
+        idle = worker.state == "off" or worker.since_at is None
+        return ("-", "dim") if idle else (span(now - (worker.since_at or now)), "dim")
+    if not up:
+        return "-", "dim"
+    if name == "slots":
+        full = worker.slots_busy >= worker.slots
+        return f"{worker.slots_busy}/{worker.slots}", "warn" if full else ""
+    if name == "kv":
+        return ("-", "dim") if worker.kv_used is None else (f"{worker.kv_used * 100:.0f}", "")
+    if name == "rate":
+        return f"{worker.tokens_per_s:.0f}", "" if worker.tokens_per_s else "dim"
+    return span(worker.first_token_p95_s), ""
+
+
+def _course(worker: p.Worker, state: State, width: int, now: float, look: Look) -> Part:
+    progress = load_progress(worker, now)
+    if progress is not None:
+        return bar(progress, width, ascii_only=look.ascii_only), "accent"
+    if worker.state not in ("ready", "draining"):
+        return "", ""
+    values = state.history.get(worker.model, ())
+    return spark(values, width, ascii_only=look.ascii_only), "ok" if any(values) else "dim"
+
+
+def load_progress(worker: p.Worker, now: float) -> float | None:
+    """Return how far a load is, 0 to 1, as the clock has it; None when there is none."""
+    if worker.state not in ("starting", "loading"):
+        return None
+    if worker.since_at is not None and worker.load_s > 0:
+        return min(0.99, max(0.0, (now - worker.since_at) / worker.load_s))
+    return worker.load_progress or 0.0
+
+
+def _note(worker: p.Worker, now: float) -> Part:
+    progress = load_progress(worker, now)
+    if progress is not None:
+        left = worker.load_s - (now - (worker.since_at or now))
+        return f"{progress:.0%}, ETA {span(left) if left > 0 else 'any moment'}", "accent"
+    if worker.retry_at is not None and worker.state in ("backoff", "failed"):
+        reason = worker.reason or worker.last_failure or worker.state
+        return f"retry in {span(worker.retry_at - now)}: {reason}", "bad"
+    style = "warn" if worker.leaving else "dim"
+    return worker.note or worker.reason, style
+
+
+def request_row(
+    request: p.Request, state: State, shown: Sequence[Column], now: float, look: Look
+) -> Line:
+    """Return a request's row."""
+    silent = request.silent_since_at is not None and request.state in RUNNING
+
+    def cell(name: str, width: int) -> Part:
+        if name == "id":
+            return short_id(request.id), ""
+        if name == "st":
+            return _request_state(request, silent=silent)
+        if name == "model":
+            return request.model or "-", ""
+        if name == "client":
+            return client_of(request), ""
+        if name == "prio":
+            styles = {"high": "accent", "low": "dim"}
+            words = {"normal": "norm"}
+            word = request.priority
+            return words.get(word, word), styles.get(word, "")
+        if name == "why":
+            return request_why(request, now), "bad" if silent else "dim"
+        return _request_number(request, name, now)
+
+    base = "dim" if request.ended else "new" if request.id in state.fresh else ""
+    return _line(shown, cell, look, base)
+
+
+def short_id(name: str) -> str:
+    """Return the end of a request's id, which tells it from the others."""
+    return name if len(name) <= 10 else name[-8:]
+
+
+def _request_state(request: p.Request, *, silent: bool) -> Part:
+    if silent:
+        return "STALLED", "bad"
+    text = request.state.upper()
+    if request.state == "queued" and request.position:
+        text = f"QUEUED #{request.position}" if request.position < 100 else f"Q #{request.position}"
+    return text, _REQUEST_STYLE.get(request.state, "")
+
+
+def _request_number(request: p.Request, name: str, now: float) -> Part:
+    if name == "wait":
+        waits = request.queued_at is not None and request.granted_at is None and not request.ended
+        return span(now - (request.queued_at or now) if waits else request.wait_s), ""
+    if name == "prompt":
+        mark = "" if request.prompt_exact else "~"
+        return mark + count(request.prompt_tokens), ""
+    if name == "gen":
+        limit = "∞" if request.max_tokens is None else count(request.max_tokens)
+        made = count(request.completion_tokens) if request.granted_at else "-"
+        return f"{made}/{limit}", ""
+    if name == "speed":
+        known = request.tokens_per_s is not None and not request.ended
+        return (f"{request.tokens_per_s:.1f}", "") if known else ("-", "dim")
+    if name == "age":
+        return span((request.ended_at or now) - request.received_at), ""
+    if request.eta_at is None or request.ended:
+        return "-", "dim"
+    return "~" + span(max(0, round(request.eta_at - now))), ""
+
+
+def request_why(request: p.Request, now: float) -> str:
+    """Return in a few words what keeps a request, or how it ended."""
+    if request.ended:
+        return request.reason or request.code or request.cancel_cause
+    if request.silent_since_at is not None and request.state in RUNNING:
+        return f"no token for {span(now - request.silent_since_at)}"
+    if request.state == "prefill" and request.progress:
+        return f"prefill {request.progress:.0%}"
+    if request.state in ("queued", "received") and request.why is not None:
+        return request.why.detail or request.why.rule.replace("_", " ")
+    return f"retried {request.retries}x" if request.retries else ""
+
+
+def request_flag(request: p.Request, now: float) -> str:
+    """Return `!` for a row that needs an eye."""
+    return "!" if is_faulty_request(request, now) else " "

@@ -1,0 +1,95 @@
+"""Style names as colours, and lines of parts as strips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.strip import Strip
+from textual.theme import Theme
+
+DARK = Theme(
+    name="llmd-dark",
+    primary="#7aa2c8",
+    secondary="#8fb8a8",
+    warning="#d9b36c",
+    error="#e07a78",
+    success="#8fbf8a",
+    accent="#7fb4d6",
+    foreground="#c9d1d9",
+    background="#12161c",
+    surface="#161b22",
+    panel="#30363d",
+    dark=True,
+    variables={"cursor": "#23303d", "quiet": "#6e7885", "edge": "#39424d"},
+)
+LIGHT = Theme(
+    name="llmd-light",
+    primary="#2f6690",
+    secondary="#3a7d6a",
+    warning="#8a5a00",
+    error="#b3261e",
+    success="#2e7031",
+    accent="#1f6f9f",
+    foreground="#24292f",
+    background="#fbfaf7",
+    surface="#f4f2ec",
+    panel="#d8d4ca",
+    dark=False,
+    variables={"cursor": "#e3e9ee", "quiet": "#7a7f87", "edge": "#c9c4b8"},
+)
+
+_ANSI = {
+    "": "default",
+    "ok": "green",
+    "warn": "yellow",
+    "bad": "bold red",
+    "accent": "cyan",
+    "dim": "bright_black",
+    "new": "bold",
+    "head": "bold",
+}
+STYLES = tuple(_ANSI)
+
+
+def palette(theme: Theme | None) -> Mapping[str, Style]:
+    """Return a style for each name; None = the terminal's own colours."""
+    if theme is None:
+        made = {name: Style.parse(text) for name, text in _ANSI.items()}
+        made["cursor"] = Style(reverse=True)
+    else:
+        quiet = theme.variables["quiet"]
+        made = {
+            "": Style(color=theme.foreground),
+            "ok": Style(color=theme.success),
+            "warn": Style(color=theme.warning),
+            "bad": Style(color=theme.error, bold=True),
+            "accent": Style(color=theme.accent),
+            "dim": Style(color=quiet),
+            "new": Style(color=theme.foreground, bold=True),
+            "head": Style(color=theme.primary, bold=True),
+            "cursor": Style(bgcolor=theme.variables["cursor"]),
+        }
+    ground = Style(bgcolor=theme.panel) if theme else Style(bgcolor="bright_black")
+    for name in ("ok", "warn", "accent"):
+        made[f"{name}.bar"] = made[name] + ground
+    return made
+
+
+def strip(
+    line: Sequence[tuple[str, str]],
+    width: int,
+    colours: Mapping[str, Style],
+    ground: Style,
+    *,
+    cursor: bool = False,
+    faded: bool = False,
+) -> Strip:
+    """Return a line as a strip of `width` cells."""
+    over = colours["cursor"] if cursor else Style.null()
+    segments = []
+    for text, name in line:
+        style = colours.get("dim" if faded else name, Style.null())
+        segments.append(Segment(text, ground + style + over))
+    return Strip(segments).adjust_cell_length(width, ground + over)

@@ -1,0 +1,121 @@
+"""A table of many rows of which only the visible ones are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from rich.style import Style
+from textual import events
+from textual.geometry import Region, Size
+from textual.message import Message
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from llmtui.rows import Line
+from llmtui.widgets.paint import strip
+
+
+class Table(ScrollView, can_focus=True):
+    """Rows with a cursor that stays on its row while others come and go.
+
+    Args:
+        draw: Makes the row of a key, as wide as asked for.
+        title: Makes the line of column titles, as wide as asked for.
+    """
+
+    class Chosen(Message):
+        """A row was asked to be opened."""
+
+        def __init__(self, table: Table, key: str) -> None:
+            super().__init__()
+            self.table = table
+            self.key = key
+
+    def __init__(
+        self,
+        draw: Callable[[str, int], Line],
+        title: Callable[[int], str],
+        *,
+        id: str,  # noqa: A002
+    ) -> None:
+        super().__init__(id=id)
+        self._draw = draw
+        self._title = title
+        self.keys: list[str] = []
+        self.cursor_key: str | None = None
+        self.marked: set[str] = set()
+        self.colours: Mapping[str, Style] = {}
+        self.faded = False
+        self.empty = ""
+        self.cursor_mark = "▌"
+
+    @property
+    def cursor(self) -> int:
+        """The cursor's row; 0 when there is none."""
+        try:
+            return self.keys.index(self.cursor_key or "")
+        except ValueError:
+            return 0
+
+    def show(self, keys: Sequence[str]) -> None:
+        """Show these rows; a cursor whose row has gone moves to the next one."""
+        row = self.cursor
+        self.keys = list(keys)
+        if self.cursor_key not in self.keys:
+            self.cursor_key = self.keys[min(row, len(keys) - 1)] if keys else None
+        self._sized()
+        self.refresh()
+
+    def move(self, by: int) -> None:
+        """Move the cursor by rows, as far as there are any."""
+        if self.keys:
+            row = min(len(self.keys) - 1, max(0, self.cursor + by))
+            self.cursor_key = self.keys[row]
+            self._reveal(row)
+
+    def _sized(self) -> None:
+        size = Size(self.size.width, len(self.keys) + 1)
+        if self.virtual_size != size:
+            self.virtual_size = size
+
+    def _reveal(self, row: int) -> None:
+        # one line more than the row: the titles stand over the first visible one
+        self.scroll_to_region(Region(0, row, 1, 2), animate=False, force=True)
+        self.refresh()
+
+    def on_resize(self) -> None:
+        """Fit the scroll bar, and keep the cursor in sight."""
+        self._sized()
+        self._reveal(self.cursor)
+
+    def on_click(self, event: events.Click) -> None:
+        """Put the cursor where the mouse points; a second click opens the row."""
+        place = event.get_content_offset(self)
+        if place is None or place.y < 1:
+            return
+        row = place.y - 1 + self.scroll_offset.y
+        if row < len(self.keys):
+            again = self.cursor_key == self.keys[row]
+            self.cursor_key = self.keys[row]
+            self.refresh()
+            if again and event.chain > 1:
+                self.post_message(self.Chosen(self, self.keys[row]))
+
+    def render_line(self, y: int) -> Strip:
+        """Return one line of what is visible."""
+        width = self.size.width
+        ground = self.rich_style
+        room = width - 3
+        if y == 0:
+            return strip([("  " + self._title(room), "dim")], width, self.colours, ground)
+        row = y - 1 + self.scroll_offset.y
+        if row >= len(self.keys):
+            text = f"  {self.empty}" if row == 0 and self.empty else ""
+            return strip([(text, "dim")], width, self.colours, ground)
+        key = self.keys[row]
+        cursor = key == self.cursor_key and self.has_focus
+        head = self.cursor_mark if cursor else "*" if key in self.marked else " "
+        if cursor and key in self.marked:
+            head = "*"
+        line: Line = [(head, "accent"), *self._draw(key, room + 1)]
+        return strip(line, width, self.colours, ground, cursor=cursor, faded=self.faded)

@@ -1,0 +1,156 @@
+"""The screen's state and its text, as plain functions."""
+
+from __future__ import annotations
+
+from llmd.admin import protocol as p
+from llmtui.form import bar, count, fit, size, span, spark
+from llmtui.header import Own, header
+from llmtui.rows import Look, heading, request_columns, request_row, worker_columns, worker_row
+from llmtui.state import GONE_S, State, heard, hold, lost, matches, request_order, ticked
+
+NOW = 1000.0
+DAEMON = p.Daemon(
+    version="1", pid=1, host="box", started_at=0.0, state="ok", admission_open=True, generation=7
+)
+
+
+def request(name, state="decode", **more):
+    return p.Request(id=name, state=state, received_at=NOW - 5, **more)
+
+
+def snapshot(*requests, workers=()):
+    return p.Snapshot(
+        seq=1,
+        at=NOW,
+        daemon=DAEMON,
+        totals=p.Totals(tokens_per_s=5.0),
+        workers=tuple(workers),
+        requests=requests,
+        history={"": (1.0, 2.0)},
+    )
+
+
+def live(*requests, workers=()):
+    return heard(State(), snapshot(*requests, workers=workers), NOW)
+
+
+def event(*requests, **more):
+    return p.Event(seq=2, at=NOW, requests=requests, **more)
+
+
+def test_a_snapshot_replaces_everything_and_is_live():
+    state = heard(lost(live(request("a")), NOW, NOW + 1, "gone"), snapshot(request("b")), NOW + 2)
+    assert list(state.requests) == ["b"]
+    assert (state.link, state.lost_at, state.generation) == ("live", None, 7)
+
+
+def test_an_event_puts_rows_in_the_place_of_old_ones():
+    old = live(request("a"), request("b"))
+    state = heard(old, event(request("a", completion_tokens=9)), NOW + 1)
+    assert state.requests["a"].completion_tokens == 9
+    assert list(state.requests) == ["a", "b"]
+    assert old.requests["a"].completion_tokens == 0
+
+
+def test_new_rows_are_lit_and_ended_ones_linger_then_leave():
+    state = heard(live(request("a")), event(request("b"), request("a", "done", ended_at=NOW)), NOW)
+    assert list(state.fresh) == ["b"]
+    assert set(state.requests) == {"a", "b"}
+    later = ticked(state, NOW + GONE_S + 0.1)
+    assert set(later.requests) == {"b"}
+    assert not later.fresh
+
+
+def test_a_lost_link_keeps_the_data_and_when_it_was_lost():
+    state = lost(lost(live(request("a")), NOW + 1, NOW + 2, "x"), NOW + 5, NOW + 7, "y")
+    assert state.link == "stale"
+    assert (state.lost_at, state.retry_at, state.trouble) == (NOW + 1, NOW + 7, "y")
+    assert list(state.requests) == ["a"]
+
+
+def test_each_second_adds_one_rate_to_the_history_while_live():
+    state = live()
+    assert ticked(state, NOW + 0.5).history[""] == (1.0, 2.0)
+    assert ticked(state, NOW + 2.5).history[""] == (1.0, 2.0, 5.0, 5.0)
+    assert ticked(lost(state, NOW, NOW, ""), NOW + 9).history[""] == (1.0, 2.0)
+
+
+def test_rows_hold_still_under_the_cursor():
+    assert hold(["a", "b", "c"], ["d", "c", "a"]) == ["a", "c", "d"]
+
+
+def test_running_come_before_queued_in_the_order_of_the_queue():
+    queue = [request("q2", "queued", position=2), request("q1", "queued", position=1)]
+    shown = request_order([*queue, request("r", granted_at=NOW)], "sched")
+    assert shown == ["r", "q1", "q2"]
+
+
+def test_filters_want_every_word_and_none_of_the_inverted():
+    assert matches("qwen !low", "Qwen3 normal")
+    assert not matches("qwen !low", "qwen3 low")
+    assert matches("!", "anything")
+
+
+def test_text_of_exact_width_whatever_it_holds():
+    assert fit("abc", 5) == "abc  "
+    assert fit("abc", 5, right=True) == "  abc"
+    assert fit("abcdef", 4) == "abc…"
+    assert fit("日本語", 5) == "日本…"
+    assert fit("\x1b[2Ja\x9bb\u202ec", 8) == "[2Jabc  "
+    assert fit("é…", 3, ascii_only=True) == "?? "
+
+
+def test_numbers_stay_short():
+    assert [count(n) for n in (0, 812, 4100, 31000, 999_900)] == ["0", "812", "4.1k", "31k", "1.0M"]
+    assert [size(n) for n in (512, 640 << 20, 25 << 30)] == ["512B", "640M", "25.0G"]
+    assert [span(s) for s in (None, 0.42, 41, 192, 11520, 93600)] == [
+        "-", "0.4s", "41s", "3m12s", "3h12m", "1d02h",
+    ]  # fmt: skip
+
+
+def test_bars_and_sparks_have_their_width():
+    assert bar(0.5, 4) == "██  "
+    assert bar(2.0, 6, ascii_only=True) == "[####]"
+    assert spark((), 4) == "⣀⣀⣀⣀"
+    assert len(spark(range(60), 9)) == 9
+    assert len(spark(range(7), 9, ascii_only=True)) == 9
+
+
+def text_of(line):
+    return "".join(text for text, _ in line)
+
+
+def test_every_row_is_as_wide_as_its_heading_at_every_width():
+    hostile = "[red]\x1b[31m模型" * 9
+    asked = request(hostile, model=hostile, key=hostile, why=p.Why(at=NOW, rule="x" * 99))
+    worker = p.Worker(model=hostile, state="ready", slots=4, note=hostile)
+    state = live(asked, workers=[worker])
+    for width in (56, 76, 110, 117, 200):
+        look = Look()
+        columns = request_columns(width, look)
+        row = text_of(request_row(asked, state, columns, NOW, look))
+        assert fit(row, width) == row
+        assert len(heading(columns)) == width
+        columns = worker_columns(width, look)
+        row = text_of(worker_row(worker, state, columns, NOW, look))
+        assert fit(row, width) == row
+        assert "\x1b" not in row
+
+
+def test_the_header_says_when_the_data_are_stale():
+    state = lost(live(), NOW + 2, NOW + 5, "gone")
+    for width in (60, 80, 120):
+        lines = header(state, width, NOW + 2, Look(), can_write=False, paused=False, own=Own())
+        text = text_of(lines[0])
+        assert "STALE 2.0s, retry in 3s" in text
+        assert {len(text_of(line)) for line in lines} == {width}
+
+
+def test_plain_drawing_is_ascii():
+    asked = request("r", "decode", max_tokens=None)
+    look = Look(ascii_only=True)
+    state = live(asked, workers=[p.Worker(model="m", state="ready", slots=1)])
+    lines = header(state, 120, NOW, look, can_write=True, paused=False, own=Own())
+    lines.append(request_row(asked, state, request_columns(117, look), NOW, look))
+    lines.append(worker_row(state.workers["m"], state, worker_columns(117, look), NOW, look))
+    assert all(text_of(line).isascii() for line in lines)
