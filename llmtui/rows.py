@@ -65,14 +65,14 @@ _WORKER_COLUMNS = (
     Column("note", "NOTE", 0, weight=3),
 )
 _REQUEST_COLUMNS = (
-    Column("id", "ID", 10),
-    Column("st", "ST", 10),
+    Column("id", "ID", 8),
+    Column("st", "ST", 9),
     Column("prio", "PRI", 4),
-    Column("model", "MODEL", 0, weight=3),
-    Column("client", "CLIENT", 0, weight=2),
+    Column("model", "MODEL", 0, weight=4),
+    Column("client", "CLIENT", 0, weight=3),
     Column("wait", "WAIT", 6, right=True),
     Column("prompt", "PROMPT", 6, right=True),
-    Column("gen", "GEN/MAX", 10, right=True),
+    Column("gen", "GEN/MAX", 9, right=True),
     Column("speed", "t/s", 5, right=True),
     Column("age", "AGE", 6, right=True),
     Column("eta", "ETA", 6, right=True),
@@ -80,7 +80,8 @@ _REQUEST_COLUMNS = (
 )
 _DROPS = (  # below this width, these columns go
     (110, ("ttft", "last", "since", "crashes", "wait", "prompt", "prio", "speed")),
-    (72, ("mem", "rate", "age", "client")),
+    (90, ("age",)),
+    (72, ("mem", "rate", "client")),
 )
 
 
@@ -237,7 +238,7 @@ def request_row(
 
 def short_id(name: str) -> str:
     """Return the end of a request's id, which tells it from the others."""
-    return name if len(name) <= 10 else name[-8:]
+    return name[-8:]
 
 
 def _request_state(request: p.Request, *, silent: bool) -> Part:
@@ -267,7 +268,8 @@ def _request_number(request: p.Request, name: str, now: float) -> Part:
         return span((request.ended_at or now) - request.received_at), ""
     if request.eta_at is None or request.ended:
         return "-", "dim"
-    return "~" + span(max(0, round(request.eta_at - now))), ""
+    left_s = max(0, round(request.eta_at - now))
+    return f"~{left_s}s" if left_s < 100 else f"~{span(left_s)}", ""
 
 
 def request_why(request: p.Request, now: float) -> str:

@@ -277,7 +277,7 @@ class LlmTui(App[int]):
     def _header(self, width: int) -> list[Line]:
         return header(
             self.shown, width, self._now, self.look,
-            can_write=self.can_write, paused=self.paused, own=self._own,
+            can_write=self._link.state.access == "write" and not self._read_only, paused=self.paused, own=self._own,
         )  # fmt: skip
 
     def _worker_title(self, width: int) -> str:
