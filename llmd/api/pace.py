@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-PAUSE_S = 0.003
+PAUSE_S = 0.005
 FAST_GAP_S = 0.0025
 FAST_READS = 6
 
