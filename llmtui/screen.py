@@ -275,9 +275,10 @@ class LlmTui(App[int]):
         return request_order(shown, self._sorts["requests"], inverted=self._inverted["requests"])
 
     def _header(self, width: int) -> list[Line]:
+        can_write = self._link.state.access == "write" and not self._read_only
         return header(
             self.shown, width, self._now, self.look,
-            can_write=self._link.state.access == "write" and not self._read_only, paused=self.paused, own=self._own,
+            can_write=can_write, paused=self.paused, own=self._own,
         )  # fmt: skip
 
     def _worker_title(self, width: int) -> str:
