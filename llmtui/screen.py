@@ -196,6 +196,8 @@ class LlmTui(App[int]):
 
     def _paint(self) -> None:
         """Draw what has changed, and once a second what grows older."""
+        if not self.query("#header"):
+            return  # the screen is being taken down, and the timer was due once more
         now = time.time()
         if int(now) == self._drawn_second and not self._dirty:
             return
