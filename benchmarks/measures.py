@@ -137,7 +137,7 @@ def _single_events(bench: Bench, *, clients: int) -> Outcome:
     The slow model takes several milliseconds a token, so that nothing can be gathered into one
     read. Counted is what a process spends while all streams run, with whatever else it does.
     """
-    tokens = 60 if bench.quick else 200
+    tokens = 60 if bench.quick else 120
     sides = bench.sides(SLOW)
     assert isinstance(sides.direct, str)
     with BareRelay(sides.direct) as relay:

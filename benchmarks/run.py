@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -33,6 +34,8 @@ NAMES = (START, *MEASURES)
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmarks; return 0, or 1 when they could not run or the numbers are invalid."""
     options = _parser().parse_args(arguments)
+    # What was started has to be stopped on SIGTERM as well.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     names = [name for given in options.only for name in given.split(",")] or list(NAMES)
     unknown = sorted(set(names) - set(NAMES))
     if unknown:
@@ -99,8 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--slow-layers",
         type=int,
-        default=500,
-        help="depth of the model for single-events, at most 512: less where tokens take too long",
+        default=300,
+        help="depth of the model for single-events, at most 512: more where tokens come too fast",
     )
     return parser
 
