@@ -172,6 +172,8 @@ def _single_events(bench: Bench, *, clients: int) -> Outcome:
         repeated=pairs.repeated,
     )
     outcome.remark = "direct: through a relay that only moves bytes"
+    ratios = [own / least for own, least in zip(llmd, bare, strict=True) if least]
+    outcome.notes["times the bare relay"] = statistics.median(ratios or [0.0])
     outcome.notes["ms between events of a stream"] = statistics.median(gap_ms)
     outcome.notes["client reads/event"] = reads
     if sides.daemon_pid:
