@@ -1,0 +1,113 @@
+"""What actions answer: the plan that they follow, and what they hit."""
+
+from __future__ import annotations
+
+from llmd.admin.protocol.base import View
+
+
+class Eviction(View, frozen=True, kw_only=True):
+    """A model that goes for another.
+
+    Attributes:
+        running: Requests that run there now.
+        queued: Requests that wait for it.
+        memory_bytes: What its going frees.
+        service_s: How long a request there lasts on average.
+    """
+
+    model: str
+    running: int = 0
+    queued: int = 0
+    memory_bytes: int = 0
+    service_s: float | None = None
+
+
+class Plan(View, frozen=True, kw_only=True):
+    """What a switch would do, or did.
+
+    Attributes:
+        model: To be loaded.
+        loaded: It is, or is on its way, already.
+        fits: It can be loaded; if not, nothing is done.
+        reason: Why it does not fit.
+        add: It was asked to come beside what is loaded.
+        fits_beside: It would fit without evicting anything.
+        evict: What goes for it.
+        queued: Requests that wait for the model already.
+        load_s: Expected seconds of its load; 0 when it is loaded.
+        memory_bytes: What the model holds, or will.
+        held_bytes: What all loaded models hold now.
+        limit_bytes: What models may hold; 0 = not known.
+        generation: What the plan was made for; `if_gen` carries it back.
+        state: Of its worker, now.
+        dry_run: Nothing was done.
+        command: The `llmctl` line that does it.
+    """
+
+    model: str
+    loaded: bool
+    fits: bool
+    reason: str = ""
+    add: bool = False
+    fits_beside: bool = False
+    evict: tuple[Eviction, ...] = ()
+    queued: int = 0
+    load_s: float = 0.0
+    memory_bytes: int = 0
+    held_bytes: int = 0
+    limit_bytes: int = 0
+    generation: int = 0
+    state: str = ""
+    dry_run: bool = False
+    command: str = ""
+
+
+class Acted(View, frozen=True, kw_only=True):
+    """What an action on one model hit.
+
+    Attributes:
+        running: Requests that ran there.
+        queued: Requests that waited for it.
+        state: Of its worker, now.
+    """
+
+    model: str
+    state: str
+    running: int = 0
+    queued: int = 0
+
+
+class Cancelled(View, frozen=True, kw_only=True):
+    """What a cancel hit.
+
+    Attributes:
+        cancelled: Ended by it.
+        pending: Told to end, and not ended within 5 s.
+        ended: Had ended before.
+        unknown: Not remembered, or never there.
+    """
+
+    cancelled: tuple[str, ...] = ()
+    pending: tuple[str, ...] = ()
+    ended: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
+class Stopped(View, frozen=True, kw_only=True):
+    """What a stop hit: models told to go, requests turned away, requests that may finish."""
+
+    unload: tuple[str, ...] = ()
+    refused: int = 0
+    running: int = 0
+
+
+class Admission(View, frozen=True, kw_only=True):
+    """Whether new requests are admitted, and what waits or runs."""
+
+    admission_open: bool
+    queued: int = 0
+    running: int = 0
+
+
+class Done(View, frozen=True, kw_only=True):
+    """Nothing more to say."""
