@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -55,10 +55,15 @@ _WAITING = (
 
 
 class Demo:
-    """Plays a daemon; see `llmtui.link.Source`."""
+    """Plays a daemon; see `llmtui.link.Source`.
 
-    def __init__(self) -> None:
-        self._began = time.time()
+    Args:
+        clock: Unix seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._began = clock()
         self._generation = 41
         self._gone: dict[str, p.Request] = {}
         self._loading: dict[str, float] = {_LLAMA: self._began - 8}
@@ -81,7 +86,7 @@ class Demo:
 
     def _note(self, text: str, *, at: float | None = None) -> None:
         seq = len(self._notices) + 1
-        self._notices.append(p.Notice(seq=seq, at=at or time.time(), level="info", text=text))
+        self._notices.append(p.Notice(seq=seq, at=at or self._clock(), level="info", text=text))
 
     # --- the play ---------------------------------------------------------------------------
 
@@ -200,7 +205,7 @@ class Demo:
 
     async def subscribe(self, *topics: str) -> AsyncIterator[p.Snapshot | p.Event | p.Lagged]:
         """Yield a snapshot, then an event twice a second."""
-        now = time.time()
+        now = self._clock()
         workers, requests = self._workers(now), self._requests(now)
         course = {
             name: tuple(
@@ -218,7 +223,7 @@ class Demo:
         seq, told = 1, len(self._notices)
         while True:
             await asyncio.sleep(0.5)
-            now, seq = time.time(), seq + 1
+            now, seq = self._clock(), seq + 1
             before = requests
             workers, requests = self._workers(now), self._requests(now)
             changed = [r for r in requests.values() if before[r.id] != r]
@@ -231,24 +236,24 @@ class Demo:
 
     async def follow(self, model: str, *, lines: int = 0) -> AsyncIterator[p.LogLine]:
         """Yield lines such as a worker writes."""
-        now = time.time()
+        now = self._clock()
         for number in range(60):
             yield _log_line(number, now - 60 + number)
         while True:
             await asyncio.sleep(1.0)
             number += 1
-            yield _log_line(number, time.time())
+            yield _log_line(number, self._clock())
 
     async def why(self, request: str) -> p.Story:
         """Return a request's story."""
-        found = self._requests(time.time()).get(request)
+        found = self._requests(self._clock()).get(request)
         if found is None:
             raise _refused("request_not_found", "no such request")
         return p.Story(request=found, steps=(found.why,) if found.why else ())
 
     async def cancel(self, *requests: str) -> p.Cancelled:
         """End requests."""
-        now = time.time()
+        now = self._clock()
         live = self._requests(now)
         hit = tuple(r for r in requests if r in live and not live[r].ended)
         for name in hit:
@@ -270,7 +275,7 @@ class Demo:
     ) -> p.Plan:
         """Plan a switch, or do it."""
         self._check(if_gen)
-        now = time.time()
+        now = self._clock()
         workers = self._workers(now)
         if model not in workers:
             raise _refused("model_not_found", f"there is no model {model}")
@@ -312,7 +317,7 @@ class Demo:
         return p.Acted(model=model, state="off")
 
     def _unloaded(self, model: str) -> None:
-        now = time.time()
+        now = self._clock()
         self._off.add(model)
         self._loading.pop(model, None)
         for request in self._requests(now).values():

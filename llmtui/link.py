@@ -72,11 +72,18 @@ class Link:
     Args:
         make: Makes a source for each attempt.
         changed: Called after each change of `state`.
+        clock: Unix seconds.
     """
 
-    def __init__(self, make: Callable[[], Source], changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Source],
+        changed: Callable[[], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._make = make
         self._changed = changed
+        self._clock = clock
         self._source: Source | None = None
         self.state = State()
 
@@ -107,7 +114,7 @@ class Link:
                     await source.close()
             if self.state.link == "live":
                 delay_s = _FIRST_RETRY_S
-            now = time.time()
+            now = self._clock()
             self.state = lost(self.state, now, now + delay_s, trouble)
             self._changed()
             await asyncio.sleep(delay_s)
@@ -125,5 +132,5 @@ class Link:
                     message = await asyncio.wait_for(anext(messages), _SILENCE_S)
                 except StopAsyncIteration:
                     return
-                self.state = heard(self.state, message, time.time())
+                self.state = heard(self.state, message, self._clock())
                 self._changed()

@@ -78,6 +78,7 @@ class LlmTui(App[int]):
         look: How things are drawn.
         read_only: Offer no actions even where the socket allows them.
         colours: `dark`, `light` or `ansi`.
+        clock: Unix seconds.
     """
 
     CSS_PATH = "llmtui.tcss"
@@ -120,17 +121,19 @@ class LlmTui(App[int]):
         look: Look | None = None,
         read_only: bool = False,
         colours: str = "dark",
+        clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
         self.look = look or Look()
         self._read_only = read_only
-        self._link = Link(make, self._changed)
+        self._clock = clock
+        self._link = Link(make, self._changed, clock)
         self.shown = self._link.state
         self.paused = False
         self._dirty = True
         self._drawn_second = 0
         self._keyed_at = 0.0
-        self._now = time.time()
+        self._now = self._clock()
         self._words = {"workers": "", "requests": ""}
         self._sorts = {"workers": "state", "requests": "sched"}
         self._inverted = {"workers": False, "requests": False}
@@ -198,7 +201,7 @@ class LlmTui(App[int]):
         """Draw what has changed, and once a second what grows older."""
         if not self.query("#header"):
             return  # the screen is being taken down, and the timer was due once more
-        now = time.time()
+        now = self._clock()
         if int(now) == self._drawn_second and not self._dirty:
             return
         if int(now) != self._drawn_second:
@@ -336,12 +339,12 @@ class LlmTui(App[int]):
 
     def say(self, text: str, style: str = "") -> None:
         """Show a line for some seconds."""
-        self._said = (text, style, time.time() + 6)
+        self._said = (text, style, self._clock() + 6)
         self._redraw()
 
     def _redraw(self) -> None:
         if not self.paused:
-            self._now = time.time()
+            self._now = self._clock()
         self._draw()
 
     # --- moving and finding -----------------------------------------------------------------
@@ -504,7 +507,7 @@ class LlmTui(App[int]):
             self.say(str(error), "bad")
             return
         title = f"Request {key}  {story.request.state.upper()}"
-        lines = [*story_lines(story, time.time()), "", f"= llmctl why {shlex.quote(key)}"]
+        lines = [*story_lines(story, self._clock()), "", f"= llmctl why {shlex.quote(key)}"]
         self.push_screen(Help(title, lines))
 
     def action_logs(self) -> None:
