@@ -41,21 +41,22 @@ def runtime_dir(env: Mapping[str, str]) -> Path:
     return base / "llmd" if base is not None else state_dir(env)
 
 
-def find_socket(named: str | Path | None, env: Mapping[str, str]) -> Path:
-    """Return the admin socket that a client should use, whether it exists or not.
+def find_sockets(named: str | Path | None, env: Mapping[str, str]) -> tuple[Path, ...]:
+    """Return where a client looks for the admin socket, the likeliest place first.
 
     Args:
-        named: By the user; None or "" = look for it.
-        env: `$LLMD_SOCKET` goes before the runtime directory, and that before the system's.
+        named: By the user, and then the only place; None or "" = look for it.
+        env: `$LLMD_SOCKET` is the only place, too; else the runtime directory goes before the
+            system's.
     """
     given = named or env.get("LLMD_SOCKET", "")
     if given:
-        return Path(given)
-    own = runtime_dir(env) / SOCKET_NAME
+        return (Path(given).expanduser(),)
     try:
-        return own if own.exists() or not SYSTEM_SOCKET.exists() else SYSTEM_SOCKET
-    except OSError:  # a directory on the way that we may not search
-        return SYSTEM_SOCKET
+        own = runtime_dir(env) / SOCKET_NAME
+    except KeyError:  # a user without a home, and without an entry that names one
+        return (SYSTEM_SOCKET,)
+    return (own,) if own == SYSTEM_SOCKET else (own, SYSTEM_SOCKET)
 
 
 def _first(value: str) -> Path | None:

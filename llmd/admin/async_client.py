@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
 from llmd.admin import protocol as p
-from llmd.admin.calls import AdminError, BadReply, Codec, Unreachable, unreachable
+from llmd.admin.asking import Asking
+from llmd.admin.calls import AdminError, BadReply, Codec, Unreachable, nobody, unreachable
 from llmd.admin.framing import MAX_LINE_BYTES
-from llmd.places import find_socket
+from llmd.places import find_sockets
 
 R = TypeVar("R")
 
 
-class AsyncClient:
+class AsyncClient(Asking):
     """A connection to the daemon; calls may be made side by side.
 
     Use it as an async context manager, or `connect` and `close` it.
@@ -28,7 +29,8 @@ class AsyncClient:
     """
 
     def __init__(self, path: str | Path | None = None, *, timeout_s: float | None = 10.0) -> None:
-        self.path = find_socket(path, os.environ)
+        self._places = find_sockets(path, os.environ)
+        self.path = self._places[0]
         self._timeout_s = timeout_s
         self._codec = Codec()
         self._link: _Link | None = None
@@ -53,7 +55,8 @@ class AsyncClient:
         Raises:
             Unreachable: There is no daemon, or this user may not use the socket.
         """
-        self._link = await _Link.open(self.path)
+        self._link = await _Link.open(*self._places)
+        self.path = self._link.path
         self._reading = asyncio.create_task(self._read(self._link))
 
     async def close(self) -> None:
@@ -118,157 +121,6 @@ class AsyncClient:
         if waiting is not None and not waiting.done():
             waiting.set_result(message)
 
-    # --- commands ---------------------------------------------------------------------------
-
-    async def hello(self) -> p.Welcome:
-        """Return who the daemon is and what this connection may do."""
-        return await self.call(p.Hello())
-
-    async def status(self) -> p.Status:
-        """Return the daemon in one page."""
-        return await self.call(p.GetStatus())
-
-    async def models(self) -> p.Models:
-        """Return the catalog."""
-        return await self.call(p.GetModels())
-
-    async def requests(
-        self,
-        *,
-        state: str = "",
-        model: str = "",
-        key: str = "",
-        ended: bool = False,
-        limit: int = 1000,
-    ) -> p.Requests:
-        """Return requests, live ones first; with `ended` also those that are remembered."""
-        return await self.call(
-            p.GetRequests(state=state, model=model, key=key, ended=ended, limit=limit)
-        )
-
-    async def queue(self) -> p.Queue:
-        """Return the queue."""
-        return await self.call(p.GetQueue())
-
-    async def why(self, request: str) -> p.Story:
-        """Return a request's whole story.
-
-        Raises:
-            Refused: It is not remembered.
-        """
-        return await self.call(p.GetWhy(request=request))
-
-    async def version(self) -> p.Version:
-        """Return the daemon's versions."""
-        return await self.call(p.GetVersion())
-
-    async def switch(
-        self,
-        model: str,
-        *,
-        evict: Sequence[str] = (),
-        add: bool = False,
-        drain_s: float | None = None,
-        force: bool = False,
-        if_gen: int | None = None,
-        dry_run: bool = False,
-        wait: bool = False,
-    ) -> p.Plan:
-        """Load a model in the place of others, or with `dry_run` only say how.
-
-        Args:
-            model: To be loaded.
-            evict: What goes for it; () lets the daemon choose.
-            add: Load it beside the others, or not at all.
-            drain_s: Requests that run this long on an evicted model are cancelled then; 0 = they
-                may finish, None = as configured.
-            force: Cancel them at once.
-            if_gen: Refuse when the generation is another one by now.
-            dry_run: Change nothing.
-            wait: Return when it is loaded. There is no time limit.
-
-        Raises:
-            Refused: It does not fit, failed to load, is not known, or the generation has moved on.
-        """
-        return await self.call(
-            p.Switch(
-                model=model,
-                evict=tuple(evict),
-                add=add,
-                drain_s=drain_s,
-                force=force,
-                if_gen=if_gen,
-                dry_run=dry_run,
-                wait=wait,
-            )
-        )
-
-    async def load(self, model: str, *, if_gen: int | None = None, wait: bool = False) -> p.Plan:
-        """Load a model beside the others; nothing is evicted for it."""
-        return await self.call(p.Load(model=model, if_gen=if_gen, wait=wait))
-
-    async def unload(
-        self,
-        model: str,
-        *,
-        drain_s: float | None = None,
-        force: bool = False,
-        if_gen: int | None = None,
-        wait: bool = False,
-    ) -> p.Acted:
-        """Take a model out of memory; arguments as for `switch`."""
-        return await self.call(
-            p.Unload(model=model, drain_s=drain_s, force=force, if_gen=if_gen, wait=wait)
-        )
-
-    async def restart(
-        self,
-        model: str,
-        *,
-        drain_s: float | None = None,
-        force: bool = False,
-        if_gen: int | None = None,
-        wait: bool = False,
-    ) -> p.Acted:
-        """Unload a loaded model and load it again; arguments as for `switch`."""
-        return await self.call(
-            p.Restart(model=model, drain_s=drain_s, force=force, if_gen=if_gen, wait=wait)
-        )
-
-    async def reset(self, model: str) -> p.Acted:
-        """Forget a model's crashes, so that a failed one may be tried again."""
-        return await self.call(p.Reset(model=model))
-
-    async def cancel(
-        self,
-        *requests: str,
-        everything: bool = False,
-        model: str = "",
-        key: str = "",
-    ) -> p.Cancelled:
-        """Cancel the requests named, all that match, or everything; returns once they ended.
-
-        Raises:
-            Refused: None of those named is known.
-        """
-        return await self.call(p.Cancel(requests=requests, all=everything, model=model, key=key))
-
-    async def stop(self, *, if_gen: int | None = None, wait: bool = False) -> p.Stopped:
-        """Turn away what is queued and unload everything; the next request loads again."""
-        return await self.call(p.Stop(if_gen=if_gen, wait=wait))
-
-    async def drain(self, *, reject_queued: bool = False) -> p.Admission:
-        """Admit nothing new; with `reject_queued` turn away what waits, too."""
-        return await self.call(p.Drain(reject_queued=reject_queued))
-
-    async def resume(self) -> p.Admission:
-        """Admit again."""
-        return await self.call(p.Resume())
-
-    async def logs(self, model: str, *, lines: int = 200, after: int = 0) -> p.Log:
-        """Return the last lines of a model's worker, those with a number above `after`."""
-        return await self.call(p.Logs(model=model, lines=lines, after=after))
-
     # --- what goes on -----------------------------------------------------------------------
 
     async def subscribe(self, *topics: str) -> AsyncIterator[p.Snapshot | p.Event | p.Lagged]:
@@ -307,10 +159,8 @@ class AsyncClient:
             command = codec.numbered(command)
             await link.send(codec.line(command))
             while (line := await link.receive()) is not None:
-                message = codec.message(line)
-                if isinstance(message, p.Failure):
-                    codec.result(command, message)
-                if isinstance(message, p.Ended):
+                message = codec.streamed(command, line)
+                if message is None:
                     return
                 yield message
         finally:
@@ -323,24 +173,29 @@ class _Link:
     def __init__(
         self, path: Path, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        self._path = path
+        self.path = path
         self._reader = reader
         self._writer = writer
 
     @classmethod
-    async def open(cls, path: Path) -> _Link:
-        try:
-            reader, writer = await asyncio.open_unix_connection(str(path), limit=MAX_LINE_BYTES + 1)
-        except OSError as error:
-            raise unreachable(path, error) from error
-        return cls(path, reader, writer)
+    async def open(cls, *places: Path) -> _Link:
+        """Return a link to the first of the places where somebody listens."""
+        tried: dict[Path, OSError] = {}
+        for path in places:
+            try:
+                streams = await asyncio.open_unix_connection(str(path), limit=MAX_LINE_BYTES + 1)
+            except OSError as error:
+                tried[path] = error
+            else:
+                return cls(path, *streams)
+        raise nobody(tried)
 
     async def send(self, data: bytes) -> None:
         try:
             self._writer.write(data)
             await self._writer.drain()
         except OSError as error:
-            raise unreachable(self._path, error) from error
+            raise unreachable(self.path, error) from error
 
     async def receive(self) -> bytes | None:
         """Return the next line; None when the daemon has hung up."""
@@ -351,7 +206,7 @@ class _Link:
         except asyncio.LimitOverrunError as error:
             raise BadReply("the daemon sent a line that is too long") from error
         except OSError as error:
-            raise unreachable(self._path, error) from error
+            raise unreachable(self.path, error) from error
         return line[:-1]
 
     async def close(self) -> None:

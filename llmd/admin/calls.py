@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -101,11 +103,41 @@ class Codec:
             raise BadReply(f"the daemon's answer is not as expected: {error}") from error
         return result
 
+    def streamed(self, command: p.Command[Any], line: bytes) -> p.AnyMessage | None:
+        """Return the message in a line of a stream; None when the stream is over.
+
+        Raises:
+            Refused: The command was refused.
+            BadReply: There is no message.
+        """
+        message = self.message(line)
+        if isinstance(message, p.Failure):
+            raise Refused(message)
+        return None if isinstance(message, p.Ended) else message
+
 
 def unreachable(path: object, error: OSError) -> Unreachable:
-    """Return what to tell a person about a socket that cannot be used."""
-    if isinstance(error, FileNotFoundError | ConnectionRefusedError):
-        return Unreachable(f"no llmd is running at {path}")
+    """Return what to tell a person about a socket that broke."""
+    return Unreachable(f"the connection to llmd at {path} broke: {error.strerror or error}")
+
+
+def nobody(tried: Mapping[Path, OSError]) -> Unreachable:
+    """Return what to tell a person when there is no daemon at any of the places tried."""
+    if any(isinstance(error, PermissionError) for error in tried.values()):
+        head = "this user may not use llmd's admin socket"
+        hint = "ask for server.admin_group, or server.admin_read_all to look only"
+    else:
+        head = "no llmd is running"
+        hint = "start one (llmd serve), or name its socket with --socket or $LLMD_SOCKET"
+    places = ", ".join(f"{path} ({_said(error)})" for path, error in tried.items())
+    return Unreachable(f"{head}; tried {places}; {hint}")
+
+
+def _said(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "not there"
+    if isinstance(error, ConnectionRefusedError):
+        return "nobody listens"
     if isinstance(error, PermissionError):
-        return Unreachable(f"this user may not use {path}; see server.admin_group")
-    return Unreachable(f"cannot talk to llmd at {path}: {error.strerror or error}")
+        return "not allowed"
+    return error.strerror or str(error)
