@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain("--json goes with --once")
     if options.once:
         return asyncio.run(_once(_maker(options), as_json=options.json))
+    if options.svg is not None:
+        return _picture(options)
     # textual draws on stderr, so that a pipe may take what a program prints
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         return _complain("needs a terminal; --once --json prints a snapshot for scripts")
@@ -68,8 +70,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--once", action="store_true", help="print what is so now, and exit")
     parser.add_argument("--json", action="store_true", help="with --once: as one JSON object")
     parser.add_argument("--demo", action="store_true", help="play a made-up box, without a daemon")
+    parser.add_argument(
+        "--svg",
+        type=Path,
+        metavar="FILE",
+        help="draw the screen into a file, and exit; with --demo it is the same each time",
+    )
+    parser.add_argument(
+        "--size", type=_size, default=(120, 36), metavar="CxR", help="with --svg: columns x rows"
+    )
+    parser.add_argument(
+        "--press", default="", metavar="KEYS", help="with --svg: pressed before, as in '1 G s'"
+    )
     parser.add_argument("--version", action="version", version=f"llmtui {__version__}")
     return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    columns, _, rows = text.partition("x")
+    if not (columns.isdecimal() and rows.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 120x36")
+    size = int(columns), int(rows)
+    if not (20 <= size[0] <= 500 and 8 <= size[1] <= 200):
+        raise argparse.ArgumentTypeError(f"{text} is out of 20x8 to 500x200")
+    return size
 
 
 def _maker(options: argparse.Namespace) -> Callable[[], Source]:
@@ -79,6 +103,38 @@ def _maker(options: argparse.Namespace) -> Callable[[], Source]:
         return Demo
     path: str | Path | None = options.socket
     return lambda: AsyncClient(path)
+
+
+def _picture(options: argparse.Namespace) -> int:
+    from llmtui import picture
+    from llmtui.screen import LlmTui
+
+    make, clock = _maker(options), time.time
+    if options.demo:
+        from llmtui.demo import Demo
+
+        picture.in_one_zone()
+
+        def clock() -> float:
+            return picture.MOMENT
+
+        def make() -> Source:
+            return Demo(clock)
+
+    app = LlmTui(
+        make,
+        look=Look(ascii_only=options.ascii),
+        read_only=options.read_only,
+        colours=options.theme,
+        clock=clock,
+    )
+    try:
+        drawn = picture.draw(app, options.size, options.press.split(), "llmtui")
+    except TimeoutError:
+        _complain("no data came: is llmd running?")
+        return 3
+    options.svg.write_text(drawn, encoding="utf-8")
+    return 0
 
 
 async def _once(make: Callable[[], Source], *, as_json: bool) -> int:
