@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from rich.cells import cell_len, set_cell_size
 
 from llmd.admin.framing import clean
+from llmd.admin.units import count as count
+from llmd.admin.units import size as size
+from llmd.admin.units import span as span
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 _LEFT = (0x00, 0x40, 0x44, 0x46, 0x47)  # braille dots of a column, filled from below
@@ -25,46 +28,6 @@ def fit(text: str, width: int, *, right: bool = False, ascii_only: bool = False)
         return set_cell_size(text, width - 1) + mark if width > 1 else set_cell_size(text, width)
     pad = " " * (width - length)
     return pad + text if right else text + pad
-
-
-def count(number: float) -> str:
-    """Return a number in at most five characters: 812, 4.1k, 31k, 2.3M."""
-    if number < 1000:
-        return f"{number:.0f}"
-    for unit in "kMG":
-        number /= 1000
-        if number < 9.95:
-            return f"{number:.1f}{unit}"
-        if number < 999.5:
-            return f"{number:.0f}{unit}"
-    return f"{number:.0f}T"
-
-
-def size(number: int) -> str:
-    """Return bytes in binary units, at most five characters: 640M, 24.1G."""
-    value = float(number)
-    for unit in "BKM":
-        if value < 1023.5:
-            return f"{value:.0f}{unit}"
-        value /= 1024
-    return f"{value:.1f}G" if value < 1000 else f"{value / 1024:.1f}T"
-
-
-def span(seconds: float | None) -> str:
-    """Return a span of time in at most six characters: 0.4s, 41s, 3m12s, 3h12m, 1d02h."""
-    if seconds is None:
-        return "-"
-    seconds = max(0.0, seconds)
-    if seconds < 9.95:
-        return f"{seconds:.1f}s"
-    whole = round(seconds)
-    if whole < 100:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
 def bar(share: float, width: int, *, ascii_only: bool = False) -> str:

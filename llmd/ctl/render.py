@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llmd.admin import protocol as p
-from llmd.ctl.tables import Style, clock, count, size, span, table
+from llmd.admin.units import count, size, span
+from llmd.ctl.tables import Style, clock, held, table
 
 
 def status(view: p.Status, style: Style, now: float) -> list[str]:
@@ -23,8 +24,8 @@ def status(view: p.Status, style: Style, now: float) -> list[str]:
         f"  gen {totals.tokens_per_s:.0f} t/s"
         f"  TTFT p95 {span(totals.first_token_p95_s)}  wait p95 {span(totals.wait_p95_s)}"
         f"  429 {totals.limited_per_min}/min  err {totals.errors_5m}/5m",
-        f"memory {size(totals.memory_held_bytes)} held, limit {size(totals.memory_limit_bytes)},"
-        f" box {size(totals.memory_total_bytes)}",
+        f"memory {held(totals.memory_held_bytes)} held, limit {held(totals.memory_limit_bytes)},"
+        f" box {held(totals.memory_total_bytes)}",
     ]
     if not view.workers:
         return [*lines, "", "no model is loaded; llmctl models lists them"]
@@ -37,7 +38,7 @@ def workers(views: Sequence[p.Worker], style: Style, now: float) -> list[str]:
         [
             worker.state,
             worker.model,
-            size(worker.memory_bytes),
+            held(worker.memory_bytes),
             f"{worker.slots_busy}/{worker.slots}" if worker.slots else "-",
             f"{worker.tokens_per_s:.0f}",
             span(worker.first_token_p95_s),
@@ -61,8 +62,8 @@ def models(view: p.Models, style: Style) -> list[str]:
             count(model.context) if model.context else "-",
             _parameters(model.parameters),
             model.quantisation or "-",
-            size(model.size_bytes),
-            size(model.estimate_bytes),
+            held(model.size_bytes),
+            held(model.estimate_bytes),
             model.fault or ", ".join(model.capabilities),
         ]
         for model in view.models
@@ -171,25 +172,30 @@ def plan(view: p.Plan, style: Style) -> list[str]:
     if not view.fits:
         return [*lines, f"  does NOT fit: {view.reason}"]
     for eviction in view.evict:
-        service = f", {span(eviction.service_s)} each" if eviction.service_s else ""
+        service = f" ({span(eviction.service_s)} each)" if eviction.service_s else ""
+        running = f"{eviction.running} running{service}" if eviction.running else "idle"
         lines.append(
-            f"  evicts {eviction.model}: frees {size(eviction.memory_bytes)},"
-            f" {eviction.running} running{service}, {eviction.queued} queued"
+            f"  evicts {eviction.model}: frees {held(eviction.memory_bytes)}, {running},"
+            f" {eviction.queued} queued"
         )
-    freed = sum(eviction.memory_bytes for eviction in view.evict)
-    more = 0 if view.loaded else view.memory_bytes
-    limit = f" of {size(view.limit_bytes)}" if view.limit_bytes else ""
-    lines.append(
-        f"  memory {size(view.held_bytes)} now, - {size(freed)} + {size(more)}"
-        f" = {size(max(0, view.held_bytes - freed + more))}{limit}"
-    )
+    if not view.loaded:
+        freed = sum(eviction.memory_bytes for eviction in view.evict)
+        after = max(0, view.held_bytes - freed) + view.memory_bytes
+        limit = f" of {size(view.limit_bytes)}" if view.limit_bytes else ""
+        before = f"{size(view.held_bytes)} held now" if view.held_bytes else "nothing held now"
+        lines.append(f"  memory: {before}, {size(after)}{limit} afterwards")
     if view.fits_beside and view.evict:
         lines.append("  it also fits without evicting anything: llmctl load")
     if view.load_s:
-        lines.append(f"  load about {span(view.load_s)}, {view.queued} requests wait for it")
+        waiting = f"; {_many(view.queued, 'request')} wait for it" if view.queued else ""
+        lines.append(f"  load: about {span(view.load_s)}{waiting}")
     if view.dry_run:
         lines.append(f"  = {view.command}")
     return lines
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def story(view: p.Story, style: Style, now: float) -> list[str]:

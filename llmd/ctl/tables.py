@@ -1,4 +1,4 @@
-"""Text for people: aligned tables that fit the terminal, numbers in their usual short forms."""
+"""Text for people: aligned tables that fit the terminal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import time
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from llmd.admin.units import size
 
 _COLOURS: Mapping[str, str] = {
     **dict.fromkeys(("ready", "decode", "done", "ok"), "32"),
@@ -109,38 +111,9 @@ def _shrink(widths: list[int], limit: int) -> None:
 # --- numbers -------------------------------------------------------------------------------
 
 
-def size(count: int) -> str:
+def held(number: int) -> str:
     """Return bytes as 24.1G; "-" for none."""
-    if not count:
-        return "-"
-    value, units = float(count), list("BKMGT")
-    while value >= 1000 and len(units) > 1:
-        value /= 1024
-        units.pop(0)
-    whole = value >= 100 or units[0] == "B"
-    return f"{value:.0f}{units[0]}" if whole else f"{value:.1f}{units[0]}"
-
-
-def count(number: int) -> str:
-    """Return a count as 812 or 31.0k."""
-    return str(number) if number < 1000 else f"{number / 1000:.1f}k"
-
-
-def span(seconds: float | None) -> str:
-    """Return a duration as 0.4s, 14s, 3m12s, 2h05m or 3d04h; "-" for none."""
-    if seconds is None:
-        return "-"
-    seconds = max(0.0, seconds)
-    if seconds < 9.95:
-        return f"{seconds:.1f}s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+    return size(number) if number else "-"
 
 
 def clock(at: float, *, fraction: bool = False) -> str:

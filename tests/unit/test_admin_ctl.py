@@ -10,6 +10,7 @@ import pytest
 
 from llmd import ctl
 from llmd.admin import protocol as p
+from llmd.admin import units
 from llmd.admin.grammar import SHELLS, UsageError, build_parser, parse
 from llmd.ctl import render, tables
 from llmd.ctl.completion import script
@@ -158,15 +159,15 @@ def test_colours_are_for_terminals_that_want_them():
     [(None, "-"), (0.42, "0.4s"), (14, "14s"), (192, "3m12s"), (7500, "2h05m"), (273600, "3d04h")],
 )
 def test_durations_are_short(seconds, text):
-    assert tables.span(seconds) == text
+    assert units.span(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "-"), (812, "812B"), (25_800_000_000, "24.0G"), (1 << 50, "1024T")],
+    [(0, "-"), (812, "812B"), (25_800_000_000, "24.0G"), (1 << 50, "1024.0T")],
 )
 def test_sizes_are_short(count, text):
-    assert tables.size(count) == text
+    assert tables.held(count) == text
 
 
 def test_a_story_names_each_step_its_rule_and_who_was_ahead():
