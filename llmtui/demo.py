@@ -101,7 +101,7 @@ class Demo:
             path="/v1/chat/completions", priority=part.priority, stream=True,
             received_at=self._began - 10 + number, queued_at=self._began - 10 + number,
             granted_at=self._began - 9.5 + number, prompt_tokens=part.prompt, prompt_exact=True,
-            max_tokens=part.limit, wait_s=0.5, worker_pid=4100, slot=number % 4,
+            max_tokens=part.limit, wait_s=0.5, worker_pid=4100,
         )  # fmt: skip
         if part.prompt > 20_000:
             share = min(0.99, ((now - self._began) % _CYCLE_S + 20) / (_CYCLE_S + 25))

@@ -231,6 +231,7 @@ class Views:
         rate = self._rooms.recent.request_rate(record.id) if decoding else None
         produced = record.completion_tokens or record.events
         most = (record.max_tokens or 0) * record.sequences
+        counted = record.prompt_tokens or record.prefill_total_tokens
         return p.Request(
             id=record.id,
             state=record.state.value,
@@ -250,20 +251,19 @@ class Views:
             ended_at=_moment(record.ended_at, shift),
             wait_s=round(record.waited_s, 3),
             estimate_tokens=record.estimate_tokens,
-            prompt_tokens=record.prompt_tokens or record.prompt_estimate_tokens,
-            prompt_exact=record.prompt_tokens > 0,
+            prompt_tokens=counted or record.prompt_estimate_tokens,
+            prompt_exact=counted > 0,
             cached_tokens=record.cached_tokens,
             completion_tokens=produced,
             max_tokens=record.max_tokens,
             tokens_per_s=None if rate is None else round(rate, 1),
-            progress=round(min(1.0, produced / most), 3) if decoding and most > 0 else None,
+            progress=_progress(record, produced, most),
             eta_at=_eta_at(clock, waiting, rate, most - produced if most > 0 else 0),
             silent_since_at=self._silent_since(record, clock) if decoding else None,
             position=waiting.why.position if waiting else 0,
             why=_why(waiting.why, shift) if waiting else None,
             retries=record.retries,
             worker_pid=record.worker_pid,
-            slot=record.slot,
             request_bytes=record.request_bytes,
             response_bytes=record.response_bytes,
             status=record.status,
@@ -334,6 +334,16 @@ def _matches(record: RequestRecord, command: p.GetRequests) -> bool:
         and command.model in ("", record.model)
         and command.key in ("", record.key)
     )
+
+
+def _progress(record: RequestRecord, produced: int, most: int) -> float | None:
+    """Return how far a request is, 0 to 1: of its prompt, then of its `max_tokens`."""
+    done, whole = produced, most
+    if record.state is RequestState.PREFILL:
+        done, whole = record.prefill_tokens, record.prefill_total_tokens
+    elif record.state is not RequestState.DECODE:
+        return None
+    return round(min(1.0, done / whole), 3) if whole > 0 else None
 
 
 def _fits(queue: ModelStatistics, room: Room, held: list[int]) -> bool | None:

@@ -14,6 +14,7 @@ from llmd.core.events import Why
 from llmd.core.lifecycle import REQUEST_ENDS, REQUEST_MOVES, Priority, RequestState, move
 
 _MAX_TEXT = 500
+_CUT_OFF = REQUEST_ENDS - {RequestState.DONE, RequestState.REFUSED}
 
 
 class CancelCause(str, Enum):
@@ -32,7 +33,8 @@ class RequestView(msgspec.Struct, frozen=True, kw_only=True):
 
     Times are milliseconds, None where the request never got so far. `created` is Unix seconds.
     Tokens are the worker's counts, 0 until it gave them; `events` counts what has been decoded so
-    far. `duration_ms` runs on until the end.
+    far, `prefill_tokens` of `prefill_total_tokens` what has been read of a long prompt.
+    `duration_ms` runs on until the end.
     """
 
     id: str
@@ -55,6 +57,8 @@ class RequestView(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    prefill_tokens: int
+    prefill_total_tokens: int
     events: int
     request_bytes: int
     response_bytes: int
@@ -64,7 +68,7 @@ class RequestView(msgspec.Struct, frozen=True, kw_only=True):
     cancel_cause: CancelCause | None
     retries: int
     worker_pid: int
-    slot: int
+    completion_id: str
 
 
 class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
@@ -91,10 +95,13 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
         waited_s: Seconds in the queue, over all its stays there.
         estimate_tokens: Prompt and completion of all sequences, as limits counted them.
         prompt_estimate_tokens: The prompt's part of it, over all sequences.
-        max_tokens: As asked for; None when the request named none.
+        max_tokens: As asked for, or filled in from the config; None when nobody named any.
         prompt_tokens: The worker's count, cached ones included; 0 until known.
         completion_tokens: The worker's count; 0 until known.
         cached_tokens: Prompt tokens that the worker did not have to compute.
+        prefill_tokens: Prompt tokens that the worker has read so far, cached ones included; 0
+            where it does not report.
+        prefill_total_tokens: All of that prompt; 0 where it does not report.
         events: Decoded pieces that have come so far.
         request_bytes: Length of the request's body.
         response_bytes: Bytes of body sent to the client so far.
@@ -104,7 +111,8 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
         cancel_cause: Set when somebody or something ended it early.
         retries: Leases that were lost to a worker's death and asked for again.
         worker_pid: The worker that has or had it last; 0 before.
-        slot: The worker's slot, where known; else -1.
+        completion_id: The worker's own id of the completion, which its answer carries; "" until
+            that has begun.
         story: What it waited for, step by step, in stays in the queue that are over.
     """
 
@@ -132,6 +140,8 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    prefill_tokens: int = 0
+    prefill_total_tokens: int = 0
     events: int = 0
     request_bytes: int = 0
     response_bytes: int = 0
@@ -141,7 +151,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
     cancel_cause: CancelCause | None = None
     retries: int = 0
     worker_pid: int = 0
-    slot: int = -1
+    completion_id: str = ""
     story: tuple[Why, ...] = ()
 
     def __post_init__(self) -> None:
@@ -157,14 +167,29 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
         self.queued_at = now
         self.retries += retry
 
-    def grant(self, now: float, *, worker_pid: int = 0, slot: int = -1) -> None:
+    def grant(self, now: float, *, worker_pid: int = 0) -> None:
         """Give it its lease; the worker begins with the prompt."""
         if self.state is RequestState.QUEUED and self.queued_at is not None:
             self.waited_s += max(0.0, now - self.queued_at)
         self.state = move(REQUEST_MOVES, self.state, RequestState.PREFILL)
         self.granted_at = now
         self.worker_pid = worker_pid
-        self.slot = slot
+        self.prefill_tokens = self.prefill_total_tokens = 0  # of a worker that has died since
+        self.completion_id = ""
+
+    def prefill(self, done_tokens: int, total_tokens: int, cached_tokens: int) -> None:
+        """Note how much of its prompt the worker has read.
+
+        Of several prompts, the one that the worker reported on last.
+
+        Args:
+            done_tokens: Read so far, cached ones included.
+            total_tokens: The whole prompt.
+            cached_tokens: Those of `done_tokens` that did not have to be computed.
+        """
+        self.prefill_tokens = done_tokens
+        self.prefill_total_tokens = total_tokens
+        self.cached_tokens = cached_tokens
 
     def first_byte(self, now: float) -> None:
         """Note that the first byte of the answer has come from the worker."""
@@ -244,6 +269,19 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
         prompt = self.prompt_tokens or self.prompt_estimate_tokens
         return prompt + (self.completion_tokens or self.events)
 
+    @property
+    def served_tokens(self) -> tuple[int, int, int]:
+        """Prompt, completion and cached tokens that the worker computed for it, for statistics.
+
+        The worker's counts where it gave them. One that was cut off never does: then what it had
+        read of the prompt and the pieces that came stand in.
+        """
+        if self.prompt_tokens or self.completion_tokens or self.state not in _CUT_OFF:
+            return self.prompt_tokens, self.completion_tokens, self.cached_tokens
+        read = self.prefill_total_tokens or self.prompt_estimate_tokens
+        prompt = self.prefill_tokens if self.first_byte_at is None else read
+        return prompt, self.events, self.cached_tokens
+
     def queue_s(self, now: float) -> float | None:
         """Seconds in the queue so far; None when it was never there."""
         if self.queued_at is None:
@@ -278,6 +316,8 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             cached_tokens=self.cached_tokens,
+            prefill_tokens=self.prefill_tokens,
+            prefill_total_tokens=self.prefill_total_tokens,
             events=self.events,
             request_bytes=self.request_bytes,
             response_bytes=self.response_bytes,
@@ -287,7 +327,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
             cancel_cause=self.cancel_cause,
             retries=self.retries,
             worker_pid=self.worker_pid,
-            slot=self.slot,
+            completion_id=self.completion_id,
         )
 
 

@@ -33,6 +33,7 @@ _LOAD_S = (*_SUBSECOND_S, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 6
 _PER_TOKEN_MS = (1, 2.5, 5, 7.5, 10, 15, 20, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000, 2500)
 _PER_TOKEN_S = tuple(ms / 1000 for ms in _PER_TOKEN_MS)
 
+_TOKEN_KINDS = ("prompt", "completion", "cached")
 _WORD = re.compile(r"[a-z0-9_]{1,40}")
 _MAX_WORDS = 100
 
@@ -103,7 +104,9 @@ class Metrics:
             ("model", "code", "outcome"),
         )
         self._tokens = counter(
-            "llmd_tokens_total", "Tokens as the workers counted them.", ("model", "kind")
+            "llmd_tokens_total",
+            "Tokens as the workers counted them; of requests that were cut off, what had come.",
+            ("model", "kind"),
         )
         self._refused = counter(
             "llmd_refused_total", "Requests turned away, by error code.", ("key", "reason")
@@ -182,12 +185,9 @@ class Metrics:
             per_token_s = record.time_per_output_token_s
             if per_token_s is not None:
                 self._per_token_s.observe((model,), per_token_s)
-        if record.prompt_tokens:
-            self._tokens.add((model, "prompt"), record.prompt_tokens)
-        if record.completion_tokens:
-            self._tokens.add((model, "completion"), record.completion_tokens)
-        if record.cached_tokens:
-            self._tokens.add((model, "cached"), record.cached_tokens)
+        for kind, tokens in zip(_TOKEN_KINDS, record.served_tokens, strict=True):
+            if tokens:
+                self._tokens.add((model, kind), tokens)
         if record.state is RequestState.REFUSED:
             self.refused(record.key, record.code)
         if record.cancel_cause is not None:

@@ -23,7 +23,6 @@ def story_lines(story: p.Story, now: float) -> list[str]:
         f" ({count(request.cached_tokens)} cached)   made {count(request.completion_tokens)}"
         f"   rate {request.tokens_per_s or 0:.1f}/s   out {size(request.response_bytes)}",
         f"runs    pid {request.worker_pid or '-'}"
-        f"   slot {'-' if request.slot < 0 else request.slot}"
         f"   retries {request.retries}   waited {span(request.wait_s)}",
     ]
     word = request_why(request, now)

@@ -98,6 +98,21 @@ def test_a_finished_request_feeds_every_series_of_its_way():
     assert not [key for key in page if key[0] == "llmd_refused_total"]
 
 
+def test_the_tokens_of_a_request_that_was_cut_off_count_too():
+    made = metrics()
+    gone = record(prompt_estimate_tokens=40)
+    gone.grant(101.0)
+    gone.prefill(50, 50, 10)
+    gone.first_byte(102.0)
+    gone.events = 7
+    gone.end(S.ABANDONED, 103.0, status=499, cause=CancelCause.CLIENT_GONE)
+    made.finished(gone)
+    page = samples(made)
+    assert page["llmd_tokens_total", ("prompt", "qwen")] == 50
+    assert page["llmd_tokens_total", ("completion", "qwen")] == 7
+    assert page["llmd_tokens_total", ("cached", "qwen")] == 10
+
+
 def test_refusals_and_cancels_are_counted_from_the_record():
     made = metrics()
     refused = record()

@@ -21,7 +21,7 @@ def test_the_usual_way():
     assert record.outcome == ""
     record.enqueue(10.5)
     assert record.queue_s(11.0) == 0.5
-    record.grant(12.5, worker_pid=42, slot=3)
+    record.grant(12.5, worker_pid=42)
     record.first_byte(13.0)
     record.completion_tokens = 11
     record.end(S.DONE, 15.0, status=200)
@@ -30,7 +30,7 @@ def test_the_usual_way():
     assert record.time_to_first_token_s == 3.0
     assert record.time_per_output_token_s == pytest.approx(0.2)
     assert record.duration_s(99.0) == 5.0
-    assert (record.worker_pid, record.slot, record.retries) == (42, 3, 0)
+    assert (record.worker_pid, record.retries) == (42, 0)
 
 
 def test_a_retry_keeps_the_time_of_both_waits():
@@ -153,3 +153,61 @@ def test_the_view_misses_no_field_that_others_could_want():
 def test_records_are_compared_by_identity():
     assert fresh() != fresh()
     assert len({fresh(), fresh()}) == 2
+
+
+# --- tokens that were served ---------------------------------------------------------------
+
+
+def test_a_request_that_is_done_served_what_the_worker_counted():
+    record = fresh(prompt_tokens=20, completion_tokens=9, cached_tokens=5, events=11)
+    record.grant(11.0)
+    record.first_byte(12.0)
+    record.end(S.DONE, 13.0, status=200)
+    assert record.served_tokens == (20, 9, 5)
+
+
+@pytest.mark.parametrize("end", [S.CANCELLED, S.ABANDONED, S.FAILED, S.TIMED_OUT])
+def test_one_that_was_cut_off_served_what_had_come(end):
+    record = fresh(prompt_estimate_tokens=40)
+    record.grant(11.0)
+    record.prefill(30, 50, 10)
+    assert record.served_tokens == (0, 0, 10)  # nothing is settled before its end
+    record.first_byte(12.0)
+    record.events = 7
+    record.end(end, 13.0, status=499)
+    assert record.served_tokens == (50, 7, 10)
+
+
+def test_one_that_was_cut_off_in_its_prompt_served_what_was_read_of_it():
+    record = fresh(prompt_estimate_tokens=40)
+    record.grant(11.0)
+    record.prefill(30, 50, 10)
+    record.end(S.CANCELLED, 13.0, status=499)
+    assert record.served_tokens == (30, 0, 10)
+
+
+def test_without_reports_the_estimate_stands_in_once_the_answer_has_begun():
+    record = fresh(prompt_estimate_tokens=40)
+    record.grant(11.0)
+    record.first_byte(12.0)
+    record.events = 2
+    record.end(S.ABANDONED, 13.0, status=499)
+    assert record.served_tokens == (40, 2, 0)
+
+
+def test_who_was_never_granted_was_served_nothing():
+    record = fresh(prompt_estimate_tokens=40)
+    record.enqueue(10.0)
+    record.end(S.ABANDONED, 13.0, status=499)
+    assert record.served_tokens == (0, 0, 0)
+
+
+def test_a_retry_forgets_what_the_dead_worker_told():
+    record = fresh()
+    record.grant(11.0)
+    record.prefill(30, 50, 10)
+    record.completion_id = "chatcmpl-1"
+    record.enqueue(12.0)
+    record.grant(13.0)
+    assert (record.prefill_tokens, record.prefill_total_tokens, record.completion_id) == (0, 0, "")
+    assert record.view(14.0).completion_id == ""

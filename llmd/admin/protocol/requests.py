@@ -54,7 +54,7 @@ class Request(View, frozen=True, kw_only=True):
         position: Place in line for its model; 0 when it does not wait.
         why: What it waits for.
         retries: How often its worker died under it before a byte had come.
-        worker_pid, slot: Where it runs; 0 and -1 when that is not known.
+        worker_pid: Where it runs; 0 when that is not known.
         request_bytes, response_bytes: Of the bodies.
         status, code, reason, cancel_cause: How it ended.
     """
@@ -90,7 +90,6 @@ class Request(View, frozen=True, kw_only=True):
     why: Why | None = None
     retries: int = 0
     worker_pid: int = 0
-    slot: int = -1
     request_bytes: int = 0
     response_bytes: int = 0
     status: int = 0
