@@ -107,12 +107,13 @@ class Inference:
         )
         record.request_bytes = len(body)
         parsed = schema.parse(schema.KINDS[scope["path"]], body, services.schema_limits)
-        record.stream, record.max_tokens = parsed.stream, parsed.max_tokens
+        record.stream = parsed.stream
         record.priority = principal.capped(wanted_priority(scope, parsed.service_tier))
         model = services.resolve(parsed.model, principal)
         record.model = model.name
         parsed.name_model(model.name)
         parsed.apply_defaults(model.config.generation, config.generation)
+        record.max_tokens = parsed.max_tokens
         if parsed.stream and not config.streaming.enabled:
             raise errors.StreamingDisabled(
                 "streaming is disabled on this server; send stream=false", param="stream"

@@ -15,6 +15,7 @@ from llmd.api.answer import JSON, Answer, passed_on
 from llmd.api.assemble import Assembler
 from llmd.api.pace import Pace
 from llmd.api.sse import Splitter, Usage, plain_usage
+from llmd.api.tidings import completion_id, parse_progress
 from llmd.core.record import RequestRecord
 from llmd.errors import BadWorkerResponse, WorkerDied, WorkerStalled
 from llmd.workers.upstream import Upstream, UpstreamResponse
@@ -171,6 +172,8 @@ class Relay:
             if not data:
                 return data
             events = splitter.feed(data)
+            if record.first_byte_at is None:
+                self._note(events)
             if self.drop_progress and PROGRESS in events:
                 events = without_progress(events)
             if not events:
@@ -181,6 +184,14 @@ class Relay:
             if not response.complete:
                 self._pause_s = pace.after_read(now, splitter.count)
             return events
+
+    def _note(self, events: bytes) -> None:
+        """Keep what events up to the first token tell: how far the prompt is, the worker's id."""
+        record = self._record
+        if PROGRESS in events and (progress := parse_progress(events)) is not None:
+            record.prefill(progress.done_tokens, progress.total_tokens, progress.cached_tokens)
+        if not record.completion_id and events:
+            record.completion_id = completion_id(events)
 
     async def _more(self, response: UpstreamResponse, events: bytes) -> None:
         if not self._answer.started:
@@ -193,9 +204,11 @@ class Relay:
         splitter, pace = Splitter(self._choices), Pace()
         while data := await self._minded(response.receive):
             events = splitter.feed(data)
-            if self._record.first_byte_at is None and splitter.generating:
-                self._record.first_byte(self._heard)
-            self._record.events += splitter.count
+            if self._record.first_byte_at is None:
+                self._note(events)
+                if splitter.generating:
+                    self._record.first_byte(self._heard)
+            self._record.events += splitter.count if splitter.generating else 0
             assembler.feed(events)
             pause_s = pace.after_read(self._heard, splitter.count)
             if pause_s and not response.complete:
