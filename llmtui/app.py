@@ -185,9 +185,9 @@ def _complain(text: str) -> int:
 
 
 def on_signals(stop: Callable[[int], Any]) -> None:
-    """Have SIGTERM and SIGHUP end the program in order, so that the terminal is put right."""
+    """Have SIGTERM, SIGHUP and SIGINT end it in order, so that the terminal is put right."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         loop.add_signal_handler(number, stop, 128 + number)
 
 

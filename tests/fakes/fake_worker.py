@@ -20,7 +20,7 @@ What it does with a prompt is told by the prompt:
     [[crash]]       exits at once, as by abort            [[hang]]      answers nobody any more
     [[sticky]]      the slot stays busy for ever after a disconnect
     [[status N]]    answers with status N and an error    [[garbage]]   answers what is no HTTP
-    [[cut]]         ends the connection after 2 tokens
+    [[cut]]         ends the connection after 2 tokens    [[say]]       logs the prompt as it is
 """
 
 from __future__ import annotations
@@ -251,6 +251,8 @@ class Worker:
         )
 
     async def generate(self, path, request, prompt, orders, writer, watch) -> None:
+        if "say" in orders:
+            say(prompt)
         stream = bool(request.get("stream"))
         count = request.get("max_tokens", DEFAULT_TOKENS)
         slot = await self.or_gone(watch, self.take(), stream)
@@ -313,7 +315,7 @@ class Frame:
     def _event(self, choice: dict, **more) -> bytes:
         kind = "chat.completion.chunk" if self.chat else self.kind
         data = {**self.common, "object": kind, "choices": [{"index": 0, **choice}], **more}
-        return b"data: " + json.dumps(data).encode() + b"\n\n"
+        return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
 
     def delta(self, text: str) -> bytes:
         content = {"delta": {"content": text}} if self.chat else {"text": text}
