@@ -10,9 +10,13 @@ import difflib
 import re
 import ssl
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO, TypeVar
 
+from llmd.admin.directory import examine
+from llmd.admin.peercred import Rights
+from llmd.admin.socketfile import socket_path
 from llmd.api.origin import listen_allowed
 from llmd.config import Config, Loaded, load, runtime_dir, state_dir
 from llmd.config.faults import dotted
@@ -105,6 +109,7 @@ class _Check:
         elif not catalog.models and not catalog.faults:
             self.warnings.append(f"there is no model in {models_dir}")
         self._names(catalog)
+        self._admin_socket()
         return [
             *self._settings(),
             *self._engine(engine),
@@ -166,6 +171,19 @@ class _Check:
             f"{_gib(model.size_bytes)} {model.header.quantisation}, {context_tokens} tokens for "
             f"each of {slot_count(model.config)} requests, needs {_gib(needs)}: {fit}"
         )
+
+    def _admin_socket(self) -> None:
+        """Check who may use the admin socket, and whether they can."""
+        server = self._config.server
+        path = socket_path(server.admin_socket, runtime_dir(self._env))
+        rights = self._try(lambda: Rights.of(server.admin_group, read_all=server.admin_read_all))
+        if rights is None:
+            return
+        if rights.owner == 0 and path.parent.exists():
+            # root checks for whom the daemon will run as
+            rights = replace(rights, owner=path.parent.stat().st_uid)
+        own = not server.admin_socket
+        self.warnings += self._try(lambda: examine(path, rights, own=own)) or []
 
     def _names(self, catalog: Catalog) -> None:
         """Check every name in the config that should be a model's."""

@@ -243,7 +243,8 @@ class Daemon:
             started_at=self.services.started_at,
         )
         rights = Rights.of(server.admin_group, read_all=server.admin_read_all)
-        return AdminServer(rooms, socket_path(server.admin_socket, runtime), rights)
+        path = socket_path(server.admin_socket, runtime)
+        return AdminServer(rooms, path, rights, own_directory=not server.admin_socket)
 
     def _announce(self, bound: Bound) -> None:
         if self._open:

@@ -23,11 +23,12 @@ from llmd.admin.notices import Notices
 from llmd.admin.peercred import Peer, Rights, peer_of
 from llmd.admin.rooms import Rooms
 from llmd.admin.socketfile import SocketFile, is_busy
+from llmd.admin.socketfile import socket_path as socket_path
 from llmd.admin.views import Views
 from llmd.core.record import RequestRecord
+from llmd.errors import ConfigError
 from llmd.netio import SocketStream
 from llmd.observe.log import log
-from llmd.places import SOCKET_NAME
 from llmd.workers.logring import LogRing
 
 _log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class AdminServer:
         tick_s: Seconds between two events of a subscription, at least.
         send_timeout_s: A peer that takes no byte for this long is dropped.
         file_check_s: How often the socket's file is looked for.
+        own_directory: The socket's directory is llmd's alone.
     """
 
     def __init__(
@@ -59,13 +61,14 @@ class AdminServer:
         tick_s: float = TICK_S,
         send_timeout_s: float = _SEND_TIMEOUT_S,
         file_check_s: float = _FILE_CHECK_S,
+        own_directory: bool = False,
     ) -> None:
         self.path = path
         self._rooms = rooms
         self._rights = rights
         self._send_timeout_s = send_timeout_s
         self._file_check_s = file_check_s
-        self._file = SocketFile(path, rights)
+        self._file = SocketFile(path, rights, own_directory=own_directory)
         self._notices = Notices(logging.getLogger("llmd"))
         views = Views(rooms)
         self._hub = Hub(views, self._notices, tick_s=tick_s)
@@ -80,6 +83,8 @@ class AdminServer:
             ConfigError: Another daemon has it, or it cannot be made.
         """
         self._file.open()
+        for warning in self._file.warnings:
+            log(_log, warning, logging.WARNING)
 
     def ended(self, record: RequestRecord) -> None:
         """Take in that a request has ended."""
@@ -184,7 +189,7 @@ class AdminServer:
             await trio.sleep(self._file_check_s)
             try:
                 old = self._file.restore()
-            except OSError as error:
+            except (OSError, ConfigError) as error:
                 log(_log, "admin socket cannot be made anew", logging.WARNING, reason=str(error))
                 continue
             if old is not None:
@@ -205,8 +210,3 @@ def _turn_away(sock: socket.socket, code: str, message: str) -> None:
             sock.send(encode(p.Failure(code=code, message=message)) + b"\n")
         except OSError:
             return
-
-
-def socket_path(configured: str, runtime: Path) -> Path:
-    """Return where the socket is: as configured, else in the runtime directory."""
-    return Path(configured).expanduser() if configured else runtime / SOCKET_NAME

@@ -10,11 +10,16 @@ import socket
 import stat
 from pathlib import Path
 
+from llmd.admin.directory import examine, prepare
 from llmd.admin.peercred import Rights
 from llmd.errors import ConfigError
+from llmd.places import SOCKET_NAME
 
 _BACKLOG = 128
 _MAX_PATH_BYTES = 107  # sun_path of Linux, its end mark not counted
+_NOT_A_MEMBER = (
+    "server.admin_group: {} cannot be given to that group: llmd's own user must be a member of it"
+)
 
 
 class SocketFile:
@@ -23,14 +28,18 @@ class SocketFile:
     Args:
         path: Where; its directory is made, private, when it is missing.
         rights: For owner and mode of the file.
+        own_directory: Its directory is llmd's alone: who may use the socket may enter it.
 
     Attributes:
+        warnings: What an operator should know of its place, once it is open.
         listener: Non-blocking; another one after `restore` has made the file anew.
     """
 
-    def __init__(self, path: Path, rights: Rights) -> None:
+    def __init__(self, path: Path, rights: Rights, *, own_directory: bool = False) -> None:
         self.path = path
+        self.warnings: list[str] = []
         self._rights = rights
+        self._own_directory = own_directory
         self._lock = -1
         self._identity = (-1, -1)
         self.listener: socket.socket | None = None
@@ -50,6 +59,7 @@ class SocketFile:
             )
         try:
             self._make_directory()
+            self.warnings = examine(self.path, self._rights, own=self._own_directory)
             self._take_lock()
             self._clear()
             self._bind()
@@ -72,7 +82,7 @@ class SocketFile:
             nothing was done.
 
         Raises:
-            OSError: It cannot be made.
+            OSError, ConfigError: It cannot be made.
         """
         with contextlib.suppress(FileNotFoundError):
             self.path.lstat()
@@ -98,16 +108,12 @@ class SocketFile:
     # --- steps ------------------------------------------------------------------------------
 
     def _make_directory(self) -> None:
-        directory = self.path.parent
         try:
-            directory.mkdir(mode=0o700, parents=True)
-        except FileExistsError:
-            return
-        if self._rights.read_all:
-            directory.chmod(0o711)
-        elif self._rights.group is not None:
-            os.chown(directory, -1, self._rights.group)
-            directory.chmod(0o710)
+            prepare(self.path.parent, self._rights, own=self._own_directory)
+        except PermissionError as error:
+            if self._rights.group is None:
+                raise
+            raise ConfigError([_NOT_A_MEMBER.format(self.path.parent)]) from error
 
     def _take_lock(self) -> None:
         """Be the only daemon at this path, also while its file is deleted or not there yet."""
@@ -141,21 +147,32 @@ class SocketFile:
 
     def _bind(self) -> None:
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        bound = False
         try:
             # Linux gives the file the mode of the socket, so that it is never open to all
             os.fchmod(made.fileno(), 0o600)
             made.bind(str(self.path))
-            if self._rights.group is not None:
-                os.chown(self.path, -1, self._rights.group)
+            bound = True
+            self._give_to_group()
             self.path.chmod(self._rights.mode)
             made.setblocking(False)
             made.listen(_BACKLOG)
             found = self.path.lstat()
-        except OSError:
+        except (OSError, ConfigError):
             made.close()
+            if bound:
+                self.path.unlink(missing_ok=True)
             raise
         self._identity = (found.st_dev, found.st_ino)
         self.listener = made
+
+    def _give_to_group(self) -> None:
+        if self._rights.group is None:
+            return
+        try:
+            os.chown(self.path, -1, self._rights.group)
+        except PermissionError as error:
+            raise ConfigError([_NOT_A_MEMBER.format(self.path)]) from error
 
     def _taken(self) -> ConfigError:
         return ConfigError(
@@ -169,3 +186,8 @@ class SocketFile:
 def is_busy(error: OSError) -> bool:
     """Tell whether an accept failed for want of descriptors or memory, and may be tried again."""
     return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+def socket_path(configured: str, runtime: Path) -> Path:
+    """Return where the socket is: as configured, else in the runtime directory."""
+    return Path(configured).expanduser() if configured else runtime / SOCKET_NAME
