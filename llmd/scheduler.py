@@ -25,6 +25,7 @@ from llmd.core.events import (
     Event,
     Grant,
     LeaseReleased,
+    LoadAdvanced,
     Queued,
     Refusal,
     Reject,
@@ -290,6 +291,14 @@ class Scheduler:
         """Wait until some worker moves; what it changed has been decided on by then."""
         await self._moved.wait()
 
+    def load_advanced(self, model: str, fraction: float) -> None:
+        """Tell the policy how far a load is, 0 to 1; what the supervisor calls."""
+        self.post(LoadAdvanced(model, fraction))
+
+    def load_progress(self, model: str) -> policy.Progress | None:
+        """Return how far the load of `model` is; None when it does not load, or nobody knows."""
+        return policy.load_progress(self.state, self.state.model(model), self._clock())
+
     # --- operators --------------------------------------------------------------------------
 
     def plan(self, request: SwitchRequested) -> policy.Plan:
@@ -338,10 +347,12 @@ class Scheduler:
 
 
 def refusal(action: Reject) -> errors.LlmdError:
-    """Turn the policy's refusal into the error that the edges render."""
-    never = action.refusal in (Refusal.TOO_LARGE, Refusal.MODEL_FAILED)
-    return _REFUSALS[action.refusal](
-        action.message,
-        retry_after_s=action.retry_after_s,
-        should_retry=False if never else None,
-    )
+    """Turn the policy's refusal into the error that the edges render.
+
+    A model that failed for now (crashes that the restart window will forget) may be asked again;
+    one whose file or flags are bad may not, and nor may what is larger than the whole queue.
+    """
+    error = _REFUSALS[action.refusal](action.message, retry_after_s=action.retry_after_s)
+    never = action.final or action.refusal is Refusal.TOO_LARGE
+    error.should_retry = False if never else None
+    return error

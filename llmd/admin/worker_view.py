@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from llmd.admin import protocol as p
 from llmd.core.lifecycle import WorkerState
-from llmd.core.policy import ModelStatistics
+from llmd.core.policy import ModelStatistics, Progress
 from llmd.models.catalog import CatalogModel
 from llmd.workers.worker import WorkerStatistics
 
 LOADING = (WorkerState.STARTING, WorkerState.LOADING)
-_MOST_PROGRESS = 0.99
 _NOTE_CHARS = 80
 
 
@@ -37,11 +36,10 @@ def describe_worker(
         first_token_p95_s: Of the last minutes.
     """
     state = WorkerState.FAILED if model.fault else worker.state if worker else WorkerState.OFF
-    elapsed = now - worker.since if worker else 0.0
     loading = state in LOADING
     retry_in_s = max(0.0, worker.retry_at - now) if worker and worker.retry_at else None
-    left_s = max(0.0, queue.load_s - elapsed) if loading else None
-    progress = min(_MOST_PROGRESS, elapsed / queue.load_s) if loading and queue.load_s else None
+    left_s = queue.load_left_s if loading else None
+    progress = queue.load_progress if loading else None
     reason = model.fault or (worker.reason if worker else "")
     return p.Worker(
         model=model.name,
@@ -65,7 +63,7 @@ def describe_worker(
         tokens_per_s=round(tokens_per_s, 1),
         first_token_p95_s=None if first_token_p95_s is None else round(first_token_p95_s, 3),
         load_s=round(queue.load_s, 3),
-        load_progress=None if progress is None else round(progress, 2),
+        load_progress=None if progress is None else round(progress.fraction, 2),
         load_left_s=None if left_s is None else round(left_s, 1),
         starts=sum(worker.starts.values()) if worker else 0,
         crashes=worker.crashes if worker else 0,
@@ -82,15 +80,16 @@ def _note(
     state: WorkerState,
     queue: ModelStatistics,
     reason: str,
-    progress: float | None,
+    progress: Progress | None,
     left_s: float | None,
     retry_in_s: float | None,
     fits: bool | None,
 ) -> str:
     """Say in a few words what is worth knowing beyond the state."""
-    if progress is not None and left_s is not None:
-        late = left_s <= 0
-        return "longer than usual" if late else f"{progress:.0%}, ETA {left_s:.0f}s"
+    if progress is not None:
+        if progress.exact and left_s is None:
+            return str(progress)
+        return f"{progress}, ETA {left_s:.0f}s" if left_s else "longer than usual"
     if state in (WorkerState.BACKOFF, WorkerState.FAILED):
         said = _first_line(reason)
         return f"{said}, retry in {retry_in_s:.0f}s" if retry_in_s is not None else said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from llmd.core.estimates import place_frees_s, smoothed
+from llmd.core.estimates import smoothed
 from llmd.core.events import (
     Action,
     Grant,
@@ -17,6 +17,7 @@ from llmd.core.events import (
     Why,
 )
 from llmd.core.fairness import Share
+from llmd.core.forecast import place_frees_s
 from llmd.core.lifecycle import WorkerState
 from llmd.core.policy_state import Lease, Model, SchedulerState
 from llmd.core.queue import NO_RANK, Waiting, effective_rank
@@ -91,7 +92,9 @@ def _turned_away(
         return Reject(item.id, Refusal.SHUTTING_DOWN, *shut(state))
     failing = model.state is WorkerState.FAILED and not model.starting
     if failing and not 0 < model.retry_at <= now:
-        return Reject(item.id, Refusal.MODEL_FAILED, *failed(model, now))
+        return Reject(
+            item.id, Refusal.MODEL_FAILED, *failed(model, now), final=model.failed_for_good
+        )
     if not may_load(state, model):
         return Reject(item.id, Refusal.MODEL_NOT_LOADED, *not_loaded(model))
     return None
@@ -183,6 +186,8 @@ def release(state: SchedulerState, event: LeaseReleased, now: float) -> bool:
     model.used -= lease.slots
     model.last_used = now
     if event.used_tokens > 0 and not lease.cancelled:  # else it tells nothing of a service
+        first = model.service_s is None
+        model.service_tokens = smoothed(None if first else model.service_tokens, item.tokens)
         model.service_s = smoothed(model.service_s, now - lease.granted_at)
     share = lease.share
     share.settle(item.tokens, event.used_tokens, item.weight)

@@ -1,18 +1,28 @@
-"""How long things will take, from measured service and load times: ETA and Retry-After."""
+"""How long loads, services and drains will take, from what was measured on this box.
+
+What nothing was measured for is not known, and said so: a made-up time is worse than none. Only
+`Retry-After` must always name a number; see `forecast.py`, which puts these together for a line.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from llmd.core.events import Queued
 from llmd.core.lifecycle import WorkerState
-from llmd.core.policy_state import Model, SchedulerState
+from llmd.core.policy_state import Lease, Model, SchedulerState
 from llmd.core.queue import Waiting
 
 _SMOOTHING = 0.2  # weight of the newest measurement
-_UNKNOWN_SERVICE_S = 1.0  # only for Retry-After, which must name a number
-_SOONEST_S = 0.1
-_LOOKED_AT = 512  # places; who stands further back is told to be at the end
+# Requests differ, but not as much as their estimates: prompts are cheap, answers end early
+_LARGEST_RATIO = 4.0
+_FIRST_TOKENS = 8  # with fewer, the pace of a running request says nothing
+# A load's time goes with the file's size, but that of a small file is the process's own start.
+_START_BYTES = 64 << 20
+_LIKE_ENOUGH = 4.0  # sizes that differ more than this say nothing about each other
+_TELLING_FRACTION = 0.05  # of a load, below which its pace says nothing
+_MOST_FRACTION = 0.99  # of a load that is not over
 
 
 def smoothed(old: float | None, new: float) -> float:
@@ -20,125 +30,157 @@ def smoothed(old: float | None, new: float) -> float:
     return new if old is None else old + _SMOOTHING * (new - old)
 
 
-def position(state: SchedulerState, waiting: Waiting, now: float) -> tuple[int, list[Waiting]]:
-    """Return the place in line from 1, and who is ahead, the first first."""
-    line = state.queue.line(waiting.item.model)
-    ahead: list[Waiting] = []
-    for other in line.order(now, state.settings.aging_sec):
-        if other is waiting:
-            return len(ahead) + 1, ahead
-        ahead.append(other)
-        if len(ahead) >= _LOOKED_AT:
-            break
-    return line.count, ahead
+# --- loads ---------------------------------------------------------------------------------
 
 
-def load_left_s(model: Model, now: float) -> float:
-    """Return the expected rest of a load under way."""
-    return max(0.0, model.load_s - (now - model.started_at))
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a load is.
+
+    Attributes:
+        fraction: 0 to 1, below 1 as long as it goes on.
+        exact: The worker said so; else it is the time taken of the time expected.
+    """
+
+    fraction: float
+    exact: bool
+
+    def __str__(self) -> str:
+        """As a percentage; what is estimated is marked so: `62%`, `~62%`."""
+        return f"{'' if self.exact else '~'}{math.floor(self.fraction * 100)}%"
 
 
-def drain_left_s(model: Model, now: float) -> float | None:
+def expected_load_s(state: SchedulerState, model: Model) -> float | None:
+    """Return what a load of `model` is expected to take; None = not known.
+
+    Measured if it was ever loaded; else scaled from the model nearest in size that was, if there
+    is one near enough; else not known.
+    """
+    if model.measured_load:
+        return model.load_s
+    if model.info.load_s:
+        return model.info.load_s
+    if not model.info.size_bytes:
+        return None
+    size = model.info.size_bytes + _START_BYTES
+    best: tuple[float, float] | None = None
+    for other in state.models.values():
+        if other.measured_load and other.info.size_bytes:
+            ratio = size / (other.info.size_bytes + _START_BYTES)
+            distance = max(ratio, 1 / ratio)
+            if distance <= _LIKE_ENOUGH and (best is None or distance < best[0]):
+                best = (distance, other.load_s * ratio)
+    return None if best is None else best[1]
+
+
+def load_progress(state: SchedulerState, model: Model, now: float) -> Progress | None:
+    """Return how far the load of `model` is; None when it does not load, or nobody knows."""
+    if not model.loading:
+        return None
+    if model.progress is not None:
+        return Progress(min(model.progress, _MOST_FRACTION), exact=True)
+    expected = expected_load_s(state, model)
+    if not expected:
+        return None
+    return Progress(min(max(0.0, now - model.started_at) / expected, _MOST_FRACTION), exact=False)
+
+
+def load_left_s(state: SchedulerState, model: Model, now: float) -> float | None:
+    """Return the expected rest of a load under way, or of one not begun; None = not known."""
+    if not model.loading:
+        return expected_load_s(state, model)
+    elapsed = max(0.0, now - model.started_at)
+    told = model.progress
+    if told is not None and _TELLING_FRACTION <= told < 1:
+        return elapsed * (1 - told) / told
+    expected = expected_load_s(state, model)
+    return None if expected is None else max(0.0, expected - elapsed)
+
+
+# --- services and drains -------------------------------------------------------------------
+
+
+def service_of_s(model: Model, item: Queued) -> float | None:
+    """Return how long a lease for `item` is expected to last; None before any was measured."""
+    if model.service_s is None or model.service_tokens <= 0:
+        return model.service_s
+    ratio = item.tokens / model.service_tokens
+    return model.service_s * min(max(ratio, 1 / _LARGEST_RATIO), _LARGEST_RATIO)
+
+
+def lease_left_s(state: SchedulerState, model: Model, lease: Lease, now: float) -> float | None:
+    """Return when a lease is expected back; None = not known.
+
+    By what such requests took before, less what it has had; what is late is taken to be as late
+    again. And, once it generates, no later than when it would have all the tokens that it may
+    have, at its own pace.
+    """
+    elapsed = max(0.0, now - lease.granted_at)
+    expected = service_of_s(model, lease.item)
+    left = None if expected is None else abs(expected - elapsed)
+    most = lease.item.completion_tokens
+    decoded = state.decoded(lease.item.id) if most else 0
+    if decoded >= _FIRST_TOKENS:
+        at_pace = elapsed * max(0, most - decoded) / decoded
+        left = at_pace if left is None else min(left, at_pace)
+    return left
+
+
+def drain_left_s(state: SchedulerState, model: Model, now: float) -> float | None:
     """Return when the last lease on `model` is expected back; None = not known."""
     if not model.leases:
         return 0.0
     limit = math.inf if model.leaving is None else max(0.0, model.leaving.cancel_at - now)
-    if model.service_s is None:
-        return None if limit == math.inf else limit
-    newest = max(lease.granted_at for lease in model.leases.values())
-    return min(limit, max(0.0, model.service_s - (now - newest)))
+    last = 0.0
+    for lease in model.leases.values():
+        left = lease_left_s(state, model, lease, now)
+        last = max(last, math.inf if left is None else left)
+    last = min(last, limit)
+    return None if last == math.inf else last
 
 
-def _until_gone_s(victims: list[Model], now: float) -> float | None:
-    drains = [drain_left_s(victim, now) for victim in victims]
-    if any(drain is None for drain in drains):
-        return None
-    return max((drain for drain in drains if drain is not None), default=0.0)
+def _until_gone_s(state: SchedulerState, victims: list[Model], now: float) -> float | None:
+    latest = 0.0
+    for victim in victims:
+        drain = drain_left_s(state, victim, now)
+        if drain is None:
+            return None
+        latest = max(latest, drain)
+    return latest
 
 
 def until_serving_s(
     state: SchedulerState, model: Model, waiting: Waiting, now: float
 ) -> float | None:
-    """Return when `model` is expected to take requests; 0 if it does, None = not known."""
-    s = state.settings
+    """Return when `model` is expected to take `waiting`; 0 if it does now, None = not known."""
     if model.serving and not waiting.oversized:
         return 0.0
     if model.loading:
-        return load_left_s(model, now)
+        return load_left_s(state, model, now)
+    load_s = expected_load_s(state, model)
+    before = None if load_s is None else _until_load_s(state, model, waiting, now)
+    return None if load_s is None or before is None else before + load_s
+
+
+def _until_load_s(
+    state: SchedulerState, model: Model, waiting: Waiting, now: float
+) -> float | None:
+    """Return when the load that `waiting` needs is expected to begin."""
+    max_delay_sec = state.settings.max_delay_sec
     if model.state is WorkerState.BACKOFF:
-        return max(0.0, model.retry_at - now) + model.load_s
+        return max(0.0, model.retry_at - now)
     if model.name in state.wants:
         going = [m for m in state.present.values() if m.leaving is not None]
-        gone = _until_gone_s(going, now)
-        return None if gone is None else gone + model.load_s
-    ahead = 0.0
+        return _until_gone_s(state, going, now)
     if model.leaving is not None and model.leaving.for_model:
-        gone = drain_left_s(model, now)
-        if gone is None:
-            return None
+        gone = drain_left_s(state, model, now)
+        other_s = expected_load_s(state, state.model(model.leaving.for_model))
         # held back from when its displacer is ready
-        ahead = gone + state.model(model.leaving.for_model).load_s + s.max_delay_sec
-    elif model.absent or model.serving:
-        held = s.max_delay_sec - (now - state.hold_start(model, waiting))
-        in_way = [m for m in state.present.values() if not m.info.pinned]
-        gone = _until_gone_s(in_way, now)
-        if gone is None:
-            return None
-        if any(m.line.count for m in in_way):
-            gone += max(0.0, held)
-        ahead = gone
-    return ahead + model.load_s
-
-
-def eta_s(state: SchedulerState, request_id: str, now: float) -> float | None:
-    """Return the expected seconds until a waiting request is granted; None = not known.
-
-    Not known is: what does not wait, what waits for an operator or for its own key, and what
-    waits for others to finish on a model that has served nothing yet.
-    """
-    waiting = state.queue.waiting.get(request_id)
-    if waiting is None:
-        return None
-    model = state.models[waiting.item.model]
-    _, ahead = position(state, waiting, now)
-    need = sum(model.slots_for(other.item) for other in [*ahead, waiting])
-    return eta_in_line_s(state, waiting, need, now)
-
-
-def eta_in_line_s(state: SchedulerState, waiting: Waiting, need: int, now: float) -> float | None:
-    """Return `eta_s` of `waiting`, whose line takes `need` slots up to it, itself included."""
-    if not state.admission_open or waiting.blocked_by_key():
-        return None
-    model = state.models[waiting.item.model]
-    serving_s = until_serving_s(state, model, waiting, now)
-    if serving_s is None:
-        return None
-    slots = max(1, model.slots)
-    free = slots - model.used if model.serving and not waiting.oversized else slots
-    if need <= free:
-        return serving_s
-    if model.service_s is None:
-        return None
-    return serving_s + model.service_s * (need - free) / slots
-
-
-def place_frees_s(state: SchedulerState, item: Queued, now: float) -> float:
-    """Return in how many seconds a place in the queue is likely to become free for `item`."""
-    lines = list(state.queue.lines.values())
-    s = state.settings
-    own = state.queue.line(item.model)
-    if 0 < s.max_size_per_model <= own.count:
-        lines = [own]
-    share = state.shares.active.get(item.key)
-    if share is not None and share.queued >= state.queue.places_per_key():
-        lines = [line for line in lines if any(key == item.key for key, _ in line.lanes)]
-    soonest = math.inf
-    for line in lines:
-        model = state.models[line.model]
-        waiting = next(line.heads())
-        serving_s = until_serving_s(state, model, waiting, now)
-        if serving_s is None:
-            serving_s = model.load_s
-        service_s = _UNKNOWN_SERVICE_S if model.service_s is None else model.service_s
-        soonest = min(soonest, serving_s + service_s / max(1, model.slots))
-    return max(_SOONEST_S, soonest) if soonest < math.inf else _UNKNOWN_SERVICE_S
+        return None if gone is None or other_s is None else gone + other_s + max_delay_sec
+    if not model.absent and not model.serving:
+        return 0.0  # on its way out, and nobody comes in its place
+    in_way = [m for m in state.present.values() if not m.info.pinned]
+    gone = _until_gone_s(state, in_way, now)
+    if gone is not None and any(m.line.count for m in in_way):
+        gone += max(0.0, max_delay_sec - (now - state.hold_start(model, waiting)))
+    return gone

@@ -33,6 +33,7 @@ class Queued:
         concurrency: How many requests of this key may run at once; 0 = no limit.
         admin: True for an admin key, which may use the queue's admin quota.
         arrived: When it was submitted; kept when it is queued again after a worker's death.
+        completion_tokens: The most that all its sequences together may generate; 0 = not known.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Queued:
     concurrency: int
     admin: bool
     arrived: float
+    completion_tokens: int = 0
 
 
 # --- events --------------------------------------------------------------------------------
@@ -84,7 +86,8 @@ class WorkerChanged:
         reason: Why it is `failed` or in `backoff`.
         retry_at: When a `backoff` ends or a `failed` expires by itself; 0 = unknown.
         load_s: Measured seconds of the load that just made it ready; 0 otherwise.
-        memory_bytes: What it holds now, measured or estimated.
+        memory_bytes: What it holds now, measured; believed once it is ready.
+        permanent: It is `failed` for a reason that will not change by itself.
     """
 
     model: str
@@ -95,6 +98,15 @@ class WorkerChanged:
     retry_at: float = 0.0
     load_s: float = 0.0
     memory_bytes: int = 0
+    permanent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadAdvanced:
+    """A worker said how far its load is: `fraction`, 0 to 1."""
+
+    model: str
+    fraction: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +155,7 @@ Event: TypeAlias = (
     | Cancelled
     | LeaseReleased
     | WorkerChanged
+    | LoadAdvanced
     | SwitchRequested
     | UnloadRequested
     | Admission
@@ -222,7 +235,7 @@ class Refusal(str, Enum):
 class Reject:
     """The request is turned away. `retry_after_s` is computed from measured times.
 
-    `story` is what it waited for before, if it did.
+    `story` is what it waited for before, if it did. `final`: another try would fare no better.
     """
 
     id: str
@@ -230,6 +243,7 @@ class Reject:
     message: str
     retry_after_s: float
     story: tuple[Why, ...] = ()
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llmd.core.estimates import load_left_s, position
+from llmd.core.estimates import Progress, expected_load_s, load_left_s, load_progress
 from llmd.core.events import Rule, Why
+from llmd.core.forecast import position
 from llmd.core.lifecycle import Priority, WorkerState
 from llmd.core.policy_state import Model, SchedulerState
 from llmd.core.queue import Waiting, effective_rank
@@ -34,7 +35,10 @@ class ModelStatistics:
         queued_tokens: Sum of their estimates.
         oldest_wait_s: How long the one that came first has waited; 0 when nobody waits.
         service_s: Moving average of how long a lease lasts; None before the first ended.
-        load_s: Moving average of a load, or an estimate before the first.
+        load_s: Moving average of a load, or what it is expected to take by what others took; 0
+            when nothing tells.
+        load_progress: How far its load is; None when it does not load, or nobody knows.
+        load_left_s: Expected rest of its load; None when it does not load, or nobody knows.
         memory_bytes: What it holds, or would; 0 = unknown.
         context_tokens: Of one slot, when last loaded.
         pinned: Evicted only by an operator.
@@ -54,6 +58,8 @@ class ModelStatistics:
     oldest_wait_s: float
     service_s: float | None
     load_s: float
+    load_progress: Progress | None
+    load_left_s: float | None
     memory_bytes: int
     context_tokens: int
     pinned: bool
@@ -175,13 +181,18 @@ def _reason(state: SchedulerState, waiting: Waiting, ahead: list[Waiting], now: 
     if model.leaving is not None or model.state in (WorkerState.DRAINING, WorkerState.STOPPING):
         return _reason_leaving(model)
     if model.loading:
-        left = load_left_s(model, now)
-        return Rule.MODEL_LOADING, (model.name,), f"loading, about {left:.0f} s left"
+        return Rule.MODEL_LOADING, (model.name,), _loading_words(state, model, now)
     if model.state is WorkerState.BACKOFF:
         wait_s = max(0.0, model.retry_at - now)
         detail = f"its worker died ({model.reason}); next try in {wait_s:.0f} s"
         return Rule.MODEL_BACKOFF, (model.name,), detail
     return _reason_absent(state, model, waiting, now)
+
+
+def _loading_words(state: SchedulerState, model: Model, now: float) -> str:
+    progress, left_s = load_progress(state, model, now), load_left_s(state, model, now)
+    words = "loading" if progress is None else f"loading, {progress}"
+    return f"{words}, about {left_s:.0f} s left" if left_s is not None else words
 
 
 def _reason_serving(
@@ -285,7 +296,9 @@ def _model_statistics(state: SchedulerState, model: Model, now: float) -> ModelS
         queued_tokens=model.line.tokens,
         oldest_wait_s=now - oldest,
         service_s=model.service_s,
-        load_s=model.load_s,
+        load_s=expected_load_s(state, model) or 0.0,
+        load_progress=load_progress(state, model, now),
+        load_left_s=load_left_s(state, model, now) if model.loading else None,
         memory_bytes=model.memory_bytes,
         context_tokens=model.context_tokens,
         pinned=model.info.pinned,

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llmd.core.estimates import eta_in_line_s
 from llmd.core.events import Why
 from llmd.core.explain import tell
+from llmd.core.forecast import Forecast
 from llmd.core.policy_state import SchedulerState
 from llmd.core.queue import Waiting
 
@@ -30,9 +30,8 @@ def outlook(state: SchedulerState, now: float) -> Iterator[Outlook]:
     for name in list(state.queue.lines):
         model = state.models[name]
         ahead: list[Waiting] = []
-        need = 0
+        forecast = Forecast(state, model, now)
         for waiting in model.line.order(now, state.settings.aging_sec):
-            need += model.slots_for(waiting.item)
             why = tell(state, waiting, len(ahead) + 1, ahead, now)
-            yield Outlook(waiting.item.id, why, eta_in_line_s(state, waiting, need, now))
+            yield Outlook(waiting.item.id, why, forecast.place(waiting))
             ahead.append(waiting)

@@ -22,13 +22,14 @@ from llmd.core.admission import (
     shut,
     submit,
 )
-from llmd.core.estimates import eta_s, smoothed
+from llmd.core.estimates import Progress, load_progress, smoothed
 from llmd.core.events import (
     Action,
     Admission,
     Cancelled,
     Event,
     LeaseReleased,
+    LoadAdvanced,
     Refusal,
     Submitted,
     SwitchRequested,
@@ -45,6 +46,7 @@ from llmd.core.explain import (
     story,
     update_stories,
 )
+from llmd.core.forecast import eta_s
 from llmd.core.lifecycle import WorkerState
 from llmd.core.policy_state import Model, SchedulerState
 from llmd.core.queue import NO_RANK
@@ -59,10 +61,12 @@ __all__ = [
     "Plan",
     "PolicySettings",
     "PolicyStatistics",
+    "Progress",
     "SchedulerState",
     "decide",
     "eta_s",
     "explain",
+    "load_progress",
     "next_deadline",
     "plan_switch",
     "statistics",
@@ -116,6 +120,11 @@ def _rest(state: SchedulerState, event: Event, now: float, actions: list[Action]
             state.queue.remove(waiting)
         case WorkerChanged():
             _worker_changed(state, event, now, actions)
+        case LoadAdvanced():
+            model = state.model(event.model)
+            if model.loading:
+                model.progress = max(model.progress or 0.0, event.fraction)
+            return
         case SwitchRequested():
             switch(state, event, now, actions)
         case UnloadRequested():
@@ -166,8 +175,7 @@ def _worker_changed(
     model.state = event.state
     model.reason = event.reason
     model.retry_at = event.retry_at
-    if event.memory_bytes > 0:
-        model.memory_bytes = event.memory_bytes
+    model.permanent = event.permanent
     if model.starting and event.state is WorkerState.OFF:
         return  # a failure was forgotten; the start that was sent comes after it
     model.starting = False
@@ -189,6 +197,7 @@ def _worker_changed(
         model.started_at = max(now, event.retry_at)
     elif event.state is WorkerState.STARTING and before is not WorkerState.STARTING:
         model.started_at = now
+        model.progress = None
 
 
 def _ready(
@@ -199,9 +208,14 @@ def _ready(
     model.started_by = None
     if before is not WorkerState.READY:
         state.generation += 1
+    # before it is ready it still grows; later, a part of what it may grow by is in it
+    if event.memory_bytes > 0 and before is not WorkerState.DRAINING:
+        model.memory_bytes = event.memory_bytes + model.info.reserve_bytes
+        model.memory_context = event.context_tokens
     if before not in (WorkerState.READY, WorkerState.DRAINING):
         model.ready_at = model.last_used = now
         model.barrier = NO_RANK
+        model.progress = None
         if event.load_s > 0:
             model.load_s = smoothed(model.load_s if model.measured_load else None, event.load_s)
             model.measured_load = True
@@ -225,6 +239,7 @@ def _gone(
     """Take in that a worker is off or failed."""
     state.present.pop(model.name, None)
     model.slots = 0
+    model.progress = None
     model.barrier = NO_RANK
     if before is not model.state:
         state.generation += 1
@@ -235,7 +250,14 @@ def _gone(
     model.displaced = ()
     if model.state is WorkerState.FAILED:
         state.wants.pop(model.name, None)
-        reject_line(state, model, Refusal.MODEL_FAILED, *failed(model, now), actions)
+        reject_line(
+            state,
+            model,
+            Refusal.MODEL_FAILED,
+            *failed(model, now),
+            actions,
+            final=model.failed_for_good,
+        )
 
 
 def _admission(state: SchedulerState, event: Admission, actions: list[Action]) -> None:

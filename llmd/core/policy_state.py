@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from llmd.core.events import Queued, Rule, Why
@@ -20,6 +20,8 @@ from llmd.core.settings import ModelInfo, PolicySettings
 
 _ABSENT = (WorkerState.OFF, WorkerState.FAILED)
 _LOADING = (WorkerState.STARTING, WorkerState.LOADING)
+_START_S = 1.0  # of a load that nobody has measured: the process itself,
+_READ_BYTES_PER_S = 1 << 30  # and reading the file
 
 
 class Lease:
@@ -103,8 +105,14 @@ class Model:
 
     Attributes:
         state, slots, context_tokens, reason, retry_at: As announced.
-        memory_bytes: What it holds, as announced, else the catalog's estimate.
-        load_s, service_s: Moving averages, measured; `service_s` is None before the first.
+        memory_bytes: What it holds, or would, with `memory_context` tokens: as announced, with
+            what it may grow by, else the catalog's estimate.
+        load_s: What a load costs: a moving average once measured, before that a guess that is
+            good for comparing models and never told to anybody as a time.
+        service_s, service_tokens: Moving averages of how long leases last, and of what they were
+            estimated at; None and 0 before the first.
+        progress: How far its load is, 0 to 1, as its worker says; None = it does not say.
+        permanent: It failed for a reason that will not change by itself.
         starting: A `StartWorker` has been sent and nothing announced since.
         started_at, ready_at, last_used: When.
         started_by: By which rule it is being started; None once it is ready, or off.
@@ -133,12 +141,16 @@ class Model:
         "load_s",
         "measured_load",
         "memory_bytes",
+        "memory_context",
         "name",
+        "permanent",
+        "progress",
         "ready_at",
         "reason",
         "rethought",
         "retry_at",
         "service_s",
+        "service_tokens",
         "slots",
         "started_at",
         "started_by",
@@ -158,11 +170,15 @@ class Model:
         self.asked_context = 0
         self.context_got = 0
         self.memory_bytes = info.memory_bytes
+        self.memory_context = info.context_tokens
         self.reason = ""
         self.retry_at = 0.0
-        self.load_s = info.load_s or default_load_s
+        self.permanent = False
+        self.load_s = _load_cost_s(info, default_load_s)
         self.measured_load = False
+        self.progress: float | None = None
         self.service_s: float | None = None
+        self.service_tokens = 0.0
         self.starting = False
         self.started_at = 0.0
         self.started_by: Rule | None = None
@@ -189,6 +205,11 @@ class Model:
         return self.state in _ABSENT and not self.starting
 
     @property
+    def failed_for_good(self) -> bool:
+        """Failed, and waiting alone will not change that."""
+        return self.permanent or self.retry_at <= 0
+
+    @property
     def loading(self) -> bool:
         """On its way into memory."""
         return self.starting or self.state in _LOADING
@@ -212,11 +233,33 @@ class Model:
             return False
         return self.context_got == 0 or need <= self.context_got
 
+    def next_context(self) -> int:
+        """Return the largest context that a waiting request needs and a load can give; 0 = any."""
+        limit = self.info.context_max
+        if self.context_got:
+            limit = min(limit, self.context_got)
+        needs = (waiting.item.context_tokens for waiting in self.line)
+        return max((need for need in needs if need <= limit), default=0)
+
+    def bytes_with(self, context_tokens: int) -> int:
+        """Return what it would hold if it were loaded with at least so much context."""
+        if not self.memory_bytes:
+            return 0
+        tokens = max(context_tokens, self.info.context_tokens)
+        grows = (tokens - self.memory_context) * self.info.bytes_per_token
+        return max(0, self.memory_bytes + int(grows))
+
     def resident_until(self, min_residency_sec: float) -> float:
         """Return until when it is safe from eviction by demand."""
         if self.state is WorkerState.READY:
             return self.ready_at + min_residency_sec
         return -math.inf
+
+
+def _load_cost_s(info: ModelInfo, default_s: float) -> float:
+    if info.load_s:
+        return info.load_s
+    return _START_S + info.size_bytes / _READ_BYTES_PER_S if info.size_bytes else default_s
 
 
 class SchedulerState:
@@ -225,6 +268,7 @@ class SchedulerState:
     Args:
         settings: What decisions follow.
         models: What the catalog knows; others are learnt when first named.
+        decoded: Tells how many tokens a running request has got so far; 0 = not known.
 
     Attributes:
         generation: Grows whenever what is loaded, or is decided to be loaded, changes.
@@ -237,8 +281,15 @@ class SchedulerState:
         settled_at: When all that is due was last carried out.
     """
 
-    def __init__(self, settings: PolicySettings, models: Iterable[ModelInfo]) -> None:
+    def __init__(
+        self,
+        settings: PolicySettings,
+        models: Iterable[ModelInfo],
+        *,
+        decoded: Callable[[str], int] = lambda _request_id: 0,
+    ) -> None:
         self.settings = settings
+        self.decoded = decoded
         self.generation = 0
         self.admission_open = True
         self.rejecting = False  # closed for good: a retry is turned away too
@@ -269,8 +320,9 @@ class SchedulerState:
         model.info = info
         if model.absent:
             model.memory_bytes = info.memory_bytes
+            model.memory_context = info.context_tokens
         if not model.measured_load:
-            model.load_s = info.load_s or self.settings.load_s
+            model.load_s = _load_cost_s(info, self.settings.load_s)
 
     def configure(self, settings: PolicySettings) -> None:
         """Follow other settings from now on; what waits already stays. Send a `Tick` after it."""

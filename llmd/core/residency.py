@@ -48,17 +48,25 @@ def _place_reload(state: SchedulerState, demand: Demand, now: float, actions: li
     model = demand.model
     may, rule = may_go(state, model, demand, now)
     if may:
-        _want(state, demand, (model,), rule, now, actions)
+        _place(state, demand, now, actions, rule, (model,))
     else:
         _hold(state, model, Rule.CONTEXT_RELOAD, (model.name,))
 
 
-def _place(state: SchedulerState, demand: Demand, now: float, actions: list[Action]) -> None:
+def _place(
+    state: SchedulerState,
+    demand: Demand,
+    now: float,
+    actions: list[Action],
+    rule: Rule = Rule.DEMAND,
+    itself: tuple[Model, ...] = (),
+) -> None:
+    """Make room for `demand`, by `rule` if that takes nobody else; a reload displaces `itself`."""
     model = demand.model
-    staying = list(state.staying())
+    staying = [m for m in state.staying() if m is not model]
     places, size = _missing(state, staying, model)
     if not places and not size:
-        _want(state, demand, (), Rule.DEMAND, now, actions)
+        _want(state, demand, itself, rule, now, actions)
         return
     movable = [m for m in staying if not m.info.pinned and m.name not in state.wants]
     fixed = [m for m in staying if m.info.pinned]
@@ -71,8 +79,8 @@ def _place(state: SchedulerState, demand: Demand, now: float, actions: list[Acti
     chosen = choose_evictions(going, places, size)
     if chosen is not None:
         victims = tuple(state.models[name] for name in chosen)
-        rule = next((rules[n] for n in chosen if rules[n] is not Rule.DEMAND), Rule.DEMAND)
-        _want(state, demand, victims, rule, now, actions)
+        rule = next((rules[n] for n in chosen if rules[n] is not Rule.DEMAND), rule)
+        _want(state, demand, (*itself, *victims), rule, now, actions)
         return
     young = tuple(m.name for m, may, rule in verdicts if not may and rule is Rule.MIN_RESIDENCY)
     if young:
@@ -81,10 +89,23 @@ def _place(state: SchedulerState, demand: Demand, now: float, actions: list[Acti
         _hold(state, model, Rule.MODEL_NOT_LOADED, tuple(m.name for m in staying))
 
 
-def _missing(state: SchedulerState, held: list[Model], newcomer: Model) -> tuple[int, int]:
-    """Return the places and bytes that must be freed among `held` before `newcomer` fits."""
-    others = (m.memory_bytes for m in held if m is not newcomer)
-    return shortfall(state.room, others, newcomer.memory_bytes)
+def _missing(
+    state: SchedulerState, held: list[Model], newcomer: Model, context_tokens: int = -1
+) -> tuple[int, int]:
+    """Return the places and bytes that must be freed among `held` before `newcomer` fits.
+
+    It is loaded with `context_tokens`; by default with what those need who wait for it.
+    """
+    tokens = newcomer.next_context() if context_tokens < 0 else context_tokens
+    others = (held_bytes(state, m) for m in held if m is not newcomer)
+    return shortfall(state.room, others, newcomer.bytes_with(tokens))
+
+
+def held_bytes(state: SchedulerState, model: Model) -> int:
+    """Return what `model` holds, or will when it has been started as was decided."""
+    if model.name in state.wants:
+        return model.bytes_with(model.next_context())
+    return model.memory_bytes
 
 
 def _hold(state: SchedulerState, model: Model, rule: Rule, blockers: tuple[str, ...]) -> None:
@@ -134,18 +155,42 @@ def reject_line(
     message: str,
     retry_after_s: float,
     actions: list[Action],
+    *,
+    final: bool = False,
+    above_context: int = -1,
 ) -> None:
-    """Turn away all that waits for `model`."""
+    """Turn away all that waits for `model` and needs more context than `above_context`."""
     for waiting in sorted(model.line, key=lambda w: w.seq):
-        state.queue.remove(waiting)
-        story = tuple(waiting.story)
-        actions.append(Reject(waiting.item.id, refusal, message, retry_after_s, story))
+        if waiting.item.context_tokens > above_context:
+            state.queue.remove(waiting)
+            story = tuple(waiting.story)
+            actions.append(
+                Reject(waiting.item.id, refusal, message, retry_after_s, story, final=final)
+            )
 
 
 def _reject_for_memory(
     state: SchedulerState, model: Model, fixed: list[Model], actions: list[Action]
 ) -> None:
     room = state.room
+    retry_after_s = max(1.0, model.load_s)
+    above = max(model.info.context_tokens, model.context_tokens)
+    if model.next_context() > above and not any(_missing(state, fixed, model, above)):
+        # the model has room, but not with as much context as some need
+        message = (
+            f"{model.name} with more than {above} tokens of context for a request does not fit "
+            "in memory; shorten the prompt or lower max_tokens"
+        )
+        reject_line(
+            state,
+            model,
+            Refusal.INSUFFICIENT_MEMORY,
+            message,
+            retry_after_s,
+            actions,
+            above_context=above,
+        )
+        return
     alone = any(_missing(state, [], model))
     if fixed and not alone:
         names = ", ".join(m.name for m in fixed)
@@ -158,8 +203,15 @@ def _reject_for_memory(
             f"{model.name} needs about {model.memory_bytes >> 20} MiB and models may hold "
             f"{room.memory_bytes >> 20} MiB in all; it needs a smaller context or quantisation"
         )
-    retry_after_s = max(1.0, model.load_s)
-    reject_line(state, model, Refusal.INSUFFICIENT_MEMORY, message, retry_after_s, actions)
+    reject_line(
+        state,
+        model,
+        Refusal.INSUFFICIENT_MEMORY,
+        message,
+        retry_after_s,
+        actions,
+        final=alone,
+    )
 
 
 # --- second thoughts -----------------------------------------------------------------------
@@ -232,8 +284,8 @@ def drop_want(state: SchedulerState, name: str, actions: list[Action]) -> None:
     del state.wants[name]
     state.touch(state.models[name])
     for victim in leaving_for(state, name):
-        staying = list(state.staying())
-        if not victim.leases or any(_missing(state, staying, victim)):
+        held = [held_bytes(state, m) for m in state.staying()]
+        if not victim.leases or any(shortfall(state.room, held, victim.memory_bytes)):
             continue
         resume(state, victim, actions)
 
@@ -298,25 +350,20 @@ def _start_wanted(state: SchedulerState, name: str, now: float, actions: list[Ac
     if not model.absent or any(_missing(state, list(state.present.values()), model)):
         return
     want = state.wants.pop(name)
+    context = model.next_context()
+    model.memory_bytes = model.bytes_with(context)
+    model.memory_context = max(context, model.info.context_tokens)
     model.starting = True
+    model.progress = None
     model.started_at = now
     model.started_by = want.rule
     model.displaced = want.displaced
-    model.asked_context = _context_for(model)
+    model.asked_context = context
     model.hold = None
     state.present[name] = model
     state.generation += 1
     state.touch(model)
     actions.append(StartWorker(name, want.rule, want.for_request, model.asked_context))
-
-
-def _context_for(model: Model) -> int:
-    """Return the largest context that a waiting request needs and a load can give."""
-    limit = model.info.context_max
-    if model.context_got:
-        limit = min(limit, model.context_got)
-    needs = (waiting.item.context_tokens for waiting in model.line)
-    return max((need for need in needs if need <= limit), default=0)
 
 
 # --- time ----------------------------------------------------------------------------------

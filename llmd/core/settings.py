@@ -25,7 +25,8 @@ class PolicySettings:
         auto_switch: False: only operators change what is loaded.
         max_loaded: Models in memory at once.
         memory_bytes: What all models together may hold; 0 = unknown.
-        load_s: Guess of a load's seconds for a model never loaded and of unknown size.
+        load_s: What a load of a model of unknown size is taken to cost when models are compared
+            for eviction; never told to anybody as a time.
     """
 
     max_size: int = 100
@@ -49,8 +50,14 @@ class ModelInfo:
 
     Attributes:
         name: As in `Queued.model`.
-        memory_bytes: Estimate of what it holds when loaded; 0 = unknown, counts as nothing.
+        memory_bytes: Estimate of what it holds when loaded with `context_tokens`, and of what it
+            may grow by (`reserve_bytes`); 0 = unknown, counts as nothing.
         load_s: Estimated seconds of a load; 0 = unknown. A measured load replaces it.
+        size_bytes: Of its files: what a load reads; 0 = unknown.
+        slots: It is expected to have once loaded; 0 = unknown.
+        context_tokens: Context of one request that a load gives it unless more is asked for.
+        bytes_per_token: By how much each further token of that context makes it grow.
+        reserve_bytes: What it may grow by once it serves: added to what is measured of it.
         pinned: Evicted only by an explicit switch or unload.
         context_max: Largest context that one request could get by a reload; 0 = unknown, so
             it is never reloaded for more.
@@ -60,6 +67,11 @@ class ModelInfo:
     name: str
     memory_bytes: int = 0
     load_s: float = 0.0
+    size_bytes: int = 0
+    slots: int = 0
+    context_tokens: int = 0
+    bytes_per_token: float = 0.0
+    reserve_bytes: int = 0
     pinned: bool = False
     context_max: int = 0
     idle_timeout_s: float = 0.0

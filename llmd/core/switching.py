@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llmd.core.demand import resident
+from llmd.core.estimates import expected_load_s
 from llmd.core.events import Action, Rule, SwitchRequested, UnloadRequested
 from llmd.core.lifecycle import WorkerState
 from llmd.core.placement import choose_evictions, shortfall
 from llmd.core.policy_state import Leaving, Model, SchedulerState, Want
 from llmd.core.queue import Line
-from llmd.core.residency import drop_want, resume, send_away
+from llmd.core.residency import drop_want, held_bytes, resume, send_away
 from llmd.core.settings import ModelInfo
 
 
@@ -28,9 +29,10 @@ class Plan:
         fits: It can be loaded; if not, the switch does nothing.
         drains: For each of `evict`, how many requests run there now.
         queued: For each of `evict` and for `model`, how many wait for it.
-        load_s: Seconds of a load, measured or estimated; 0 if it is loaded.
+        load_s: Expected seconds of its load; 0 if it is loaded, or when nothing tells.
         generation: What the plan was made for.
         reason: Why it does not fit; "" if it does.
+        not_loaded: Models that were to go and are not there: the switch does nothing.
     """
 
     model: str
@@ -43,6 +45,7 @@ class Plan:
     load_s: float
     generation: int
     reason: str = ""
+    not_loaded: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -55,12 +58,16 @@ class _Draft:
     dropped: list[str] = field(default_factory=list)  # wants given up for it
     resumed: list[Model] = field(default_factory=list)  # drained for those, and may stay
     inherited: list[Model] = field(default_factory=list)  # drained for those, and go all the same
+    not_there: tuple[str, ...] = ()  # who was to go and is not loaded
     fits: bool = True
     reason: str = ""
 
 
 def _missing(state: SchedulerState, held: list[Model], newcomer: Model) -> tuple[int, int]:
-    return shortfall(state.room, (m.memory_bytes for m in held), newcomer.memory_bytes)
+    others = (held_bytes(state, m) for m in held)
+    if newcomer.absent:
+        return shortfall(state.room, others, newcomer.bytes_with(newcomer.next_context()))
+    return shortfall(state.room, others, newcomer.memory_bytes)
 
 
 def _draft(state: SchedulerState, event: SwitchRequested, now: float) -> _Draft:
@@ -75,6 +82,11 @@ def _draft(state: SchedulerState, event: SwitchRequested, now: float) -> _Draft:
         and not (model.leaving and model.leaving.stop_sent)
     )
     draft = _Draft(model, loaded)
+    draft.not_there = tuple(n for n in event.evict if n != model.name and _is_off(state, n))
+    if draft.not_there:
+        draft.fits = False
+        draft.reason = f"{', '.join(draft.not_there)} cannot make room: not loaded"
+        return draft
     draft.victims = [m for m in staying if m.name in event.evict and m.name not in state.wants]
     draft.dropped = [n for n in state.wants if n in event.evict and n != model.name]
     held = [m for m in staying if m not in draft.victims and m.name not in draft.dropped]
@@ -85,6 +97,11 @@ def _draft(state: SchedulerState, event: SwitchRequested, now: float) -> _Draft:
     if draft.fits:
         _settle_drained(state, draft, held)
     return draft
+
+
+def _is_off(state: SchedulerState, name: str) -> bool:
+    model = state.models.get(name)
+    return model is None or (model.absent and name not in state.wants)
 
 
 def _drop_in_the_way(
@@ -159,9 +176,10 @@ def plan_switch(state: SchedulerState, event: SwitchRequested, now: float) -> Pl
         fits=draft.fits,
         drains={m.name: len(m.leases) for m in evict},
         queued=queued,
-        load_s=0.0 if draft.loaded else model.load_s,
+        load_s=0.0 if draft.loaded else expected_load_s(state, model) or 0.0,
         generation=state.generation,
         reason=draft.reason,
+        not_loaded=draft.not_there,
     )
 
 

@@ -241,7 +241,11 @@ async def test_how_long_it_takes_can_be_told_beforehand(autojump_clock):
             assert lease.eta_s() == LOAD_S
             assert not await lease.wait(0.5)
             assert lease.eta_s() == LOAD_S - 0.5
+            assert str(it.scheduler.load_progress("a")) == "~25%"
+            it.scheduler.load_advanced("a", 0.5)
+            assert str(it.scheduler.load_progress("a")) == "50%"
             await lease.wait()
+            assert it.scheduler.load_progress("a") is None
             assert lease.eta_s() is None
 
 
@@ -264,7 +268,7 @@ async def test_what_was_really_used_is_charged_to_the_key(autojump_clock):
     [
         (Refusal.QUEUE_FULL, errors.QueueFull, None),
         (Refusal.TOO_LARGE, errors.QueueFull, False),
-        (Refusal.MODEL_FAILED, errors.ModelFailed, False),
+        (Refusal.MODEL_FAILED, errors.ModelFailed, None),
         (Refusal.MODEL_NOT_LOADED, errors.ModelNotLoaded, None),
         (Refusal.INSUFFICIENT_MEMORY, errors.InsufficientMemory, None),
         (Refusal.SHUTTING_DOWN, errors.ShuttingDown, None),
@@ -275,6 +279,10 @@ def test_every_refusal_is_an_error_of_its_own(why, error, should_retry):
     assert type(made) is error
     assert (made.message, made.retry_after_s, made.should_retry) == ("because", 7.5, should_retry)
     assert made.status == 503
+
+
+def test_a_refusal_for_good_says_that_another_try_is_no_use():
+    assert refusal(Reject("r", Refusal.MODEL_FAILED, "", 60, final=True)).should_retry is False
 
 
 def test_no_refusal_is_without_its_error():

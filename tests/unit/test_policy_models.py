@@ -27,6 +27,7 @@ from llmd.core.lifecycle import Priority, WorkerState
 from llmd.core.policy import ModelInfo, PolicySettings
 
 HIGH, NORMAL, LOW = Priority.HIGH, Priority.NORMAL, Priority.LOW
+GROWS = {"memory_bytes": 4, "context_tokens": 1000, "context_max": 9000, "bytes_per_token": 0.001}
 
 
 def box_of(names="abc", *, infos=None, ready="", workers=None, **settings) -> Box:
@@ -558,3 +559,72 @@ def test_the_generation_grows_with_what_is_loaded():
     assert seen == sorted(seen)
     assert seen[3] == 0
     assert seen[4] < seen[6] < seen[-1]
+
+
+def test_a_reload_with_more_context_evicts_what_no_longer_fits_beside_it():
+    box = box_of(
+        infos={"a": GROWS, "b": {"memory_bytes": 5}},
+        workers={"a": FakeWorker(context=1000)},
+        ready="ab",
+        max_loaded=0,
+        memory_bytes=10,
+        min_residency_sec=0.0,
+    )
+    box.run(1)
+    box.ask("fits", "a", context=2000)  # 4 and 1 more beside 5
+    box.run(10)
+    assert box.of(StopWorker) == [StopWorker("a", Rule.DEMAND)]
+    box.ask("large", "a", context=6000)  # 9 in all
+    box.run(20)
+    assert {a.model for a in box.of(StopWorker)[1:]} == {"a", "b"}
+    assert box.ended["large"].granted_at < 20
+    assert policy.statistics(box.state, box.now).models[0].memory_bytes == 9
+
+
+def test_a_reload_that_cannot_fit_turns_away_only_those_that_need_it():
+    pinned = {"memory_bytes": 5, "pinned": True}
+    box = box_of(infos={"a": GROWS, "b": pinned}, ready="ab", max_loaded=0, memory_bytes=10)
+    box.workers["a"].context = 1000
+    box.preload("a")
+    box.run(6)
+    box.ask("large", "a", context=6000)
+    refused = box.ended["large"].rejected
+    assert refused.refusal is Refusal.INSUFFICIENT_MEMORY
+    assert "more than 1000 tokens" in refused.message
+    assert isinstance(box.ask("small", "a", context=900)[0], Grant)
+    assert box.of(StopWorker) == []
+
+
+def test_a_first_load_counts_the_context_that_is_waited_for():
+    pinned = {"memory_bytes": 5, "pinned": True}
+    box = box_of(infos={"a": GROWS, "b": pinned}, ready="b", max_loaded=0, memory_bytes=10)
+    box.ask("large", "a", context=6000)
+    assert box.ended["large"].rejected.refusal is Refusal.INSUFFICIENT_MEMORY
+    box.ask("small", "a", context=900)
+    box.run(9)
+    assert box.ended["small"].granted_at < 9
+
+
+def test_a_loading_worker_counts_with_its_estimate_and_a_ready_one_with_what_it_may_grow_by():
+    box = box_of(infos={"a": {"memory_bytes": 9, "reserve_bytes": 2}}, memory_bytes=10)
+    box.ask("a", "a")
+    box.post(WorkerChanged("a", WorkerState.LOADING, memory_bytes=1))
+    assert policy.statistics(box.state, box.now).models[0].memory_bytes == 9
+    box.workers["a"].state = WorkerState.READY
+    box.post(WorkerChanged("a", WorkerState.READY, slots=1, memory_bytes=5))
+    assert policy.statistics(box.state, box.now).models[0].memory_bytes == 7
+
+
+# --- failed for now, failed for good ---
+
+
+@pytest.mark.parametrize("permanent", [True, False])
+def test_a_refusal_says_whether_a_failed_model_may_serve_again(permanent):
+    box = box_of()
+    box.ask("waits", "a")
+    box.workers["a"].epoch += 1
+    box.move("a", WorkerState.FAILED, reason="killed", retry_at=50.0, permanent=permanent)
+    (later,) = box.ask("later", "a")
+    assert box.ended["waits"].rejected.final is permanent
+    assert later.final is permanent
+    assert later.retry_after_s == 50.0

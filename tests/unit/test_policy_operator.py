@@ -69,6 +69,16 @@ def test_a_plan_for_a_model_never_heard_of_learns_nothing():
     assert "hf:x" not in box.state.models
 
 
+def test_a_plan_in_which_somebody_is_to_go_who_is_not_there_says_so():
+    box = box_of(ready="a")
+    plan = plan_switch(box.state, SwitchRequested("b", evict=("c",)), 0.0)
+    assert (plan.fits, plan.not_loaded) == (False, ("c",))
+    assert plan.reason == "c cannot make room: not loaded"
+    assert switch(box, "b", evict=("c",)) == []
+    assert not plan_switch(box.state, SwitchRequested("b", evict=("never-heard-of",)), 0.0).fits
+    assert plan_switch(box.state, SwitchRequested("b", evict=("a", "b")), 0.0).fits
+
+
 # --- switch ---
 
 

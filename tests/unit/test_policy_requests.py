@@ -139,8 +139,31 @@ def test_a_refusal_says_what_to_do_and_when_from_measured_times():
     for name in "123":
         asks(box, name)
     refused = rejection(box.ask("4"))
-    assert refused.retry_after_s == pytest.approx(8 / 2)
-    assert "try again in about 4 s" in refused.message
+    assert refused.retry_after_s == pytest.approx(8)
+    assert "try again in about 8 s" in refused.message
+    box.run(box.now + 5)
+    assert rejection(box.ask("5")).retry_after_s == pytest.approx(3)
+
+
+def test_a_key_that_holds_all_its_places_is_told_when_one_of_its_own_becomes_free():
+    box = box_with(slots=1, max_size=10, admin_quota=0, max_share=0.1)
+    for number in range(5):
+        asks(box, f"old{number}")
+        box.run(box.now + 8)
+        box.release(f"old{number}")
+    asks(box, "runs", key="other")
+    asks(box, "first", key="third")
+    asks(box, "second", key="greedy")
+    refused = rejection(box.ask("third", key="greedy"))
+    assert refused.retry_after_s == pytest.approx(16)
+
+
+def test_with_nothing_measured_a_refusal_takes_what_runs_for_half_done():
+    box = box_with(slots=1, max_size=1, admin_quota=0)
+    asks(box, "runs")
+    asks(box, "waits")
+    box.run(box.now + 7)
+    assert rejection(box.ask("refused")).retry_after_s == pytest.approx(7)
 
 
 def test_a_retry_after_a_workers_death_is_refused_by_no_bound_and_keeps_its_place():

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from policy_box import Box, FakeWorker
+from policy_box import Box, FakeWorker, ask
 
 from llmd.core import policy
-from llmd.core.events import Admission, Rule, SwitchRequested, UnloadRequested, Why
+from llmd.core.estimates import load_progress
+from llmd.core.events import (
+    Admission,
+    LoadAdvanced,
+    Rule,
+    SwitchRequested,
+    UnloadRequested,
+    Why,
+)
 from llmd.core.lifecycle import Priority, WorkerState
+from llmd.core.overview import outlook
 from llmd.core.policy import ModelInfo, PolicySettings, eta_s, explain, story
 
 
@@ -57,7 +67,7 @@ def test_a_place_in_line_follows_class_and_share():
 
 
 def test_the_story_of_a_request_whose_model_must_be_loaded():
-    box = box_of(ready="a", max_delay_sec=30.0)
+    box = box_of(ready="a", max_delay_sec=30.0, infos={"b": {"load_s": 10.0}})
     box.ask("long", service_s=40.0)
     box.ask("b", "b", service_s=5.0)
     assert why(box, "b").rule is Rule.MIN_RESIDENCY
@@ -68,7 +78,7 @@ def test_the_story_of_a_request_whose_model_must_be_loaded():
     box.run(31)
     assert why(box, "b").detail == "room is being made: a (1 running)"
     box.run(41)
-    assert why(box, "b").detail == "loading, about 9 s left"
+    assert why(box, "b").detail == "loading, ~10%, about 9 s left"
     box.run(43)
     assert explain(box.state, "b", box.now) is None
     steps = story(box.state, "b")
@@ -191,13 +201,91 @@ def test_eta_is_unknown_before_anything_was_measured():
     assert eta_s(box.state, "2", 0.0) is None
 
 
-def test_eta_grows_with_the_place_and_shrinks_with_slots():
+def test_eta_plays_the_line_through_as_slots_become_free():
     box = trained(box_of(ready="a", workers={"a": FakeWorker(slots=2)}), 8.0)
-    for number in range(6):
+    start = box.now
+    box.ask("r0", service_s=8.0)
+    box.run(start + 3)
+    for number in range(1, 6):
         box.ask(f"r{number}", service_s=8.0)
-    assert [eta_s(box.state, f"r{n}", box.now) for n in range(2, 6)] == pytest.approx(
-        [4.0, 8.0, 12.0, 16.0]
+    etas = [eta_s(box.state, f"r{n}", box.now) for n in range(2, 6)]
+    assert etas == pytest.approx([5.0, 8.0, 13.0, 16.0])
+    assert [one.eta_s for one in outlook(box.state, box.now)] == etas
+    box.run(start + 7)
+    assert eta_s(box.state, "r2", box.now) == pytest.approx(1.0)
+    box.run()
+    assert box.ended["r5"].granted_at == start + 3 + 16
+
+
+def test_eta_of_what_asks_for_more_is_longer_for_those_behind_it():
+    box = trained(box_of(ready="a"), 8.0)  # requests of 100 tokens take 8 s
+    box.ask("double", service_s=16.0, tokens=200)
+    box.ask("half", tokens=50)
+    box.ask("next")
+    assert eta_s(box.state, "half", box.now) == pytest.approx(16.0)
+    assert eta_s(box.state, "next", box.now) == pytest.approx(16.0 + 4.0)
+
+
+def test_what_is_late_is_taken_to_be_as_late_again():
+    box = trained(box_of(ready="a"), 8.0)
+    start = box.now
+    box.ask("late", service_s=50.0)
+    box.ask("next")
+    box.run(start + 20)
+    assert eta_s(box.state, "next", box.now) == pytest.approx(12.0)
+
+
+def test_what_a_running_request_has_got_tells_when_it_ends():
+    box = box_of(ready="a")
+    got = {"runs": 0}
+    box.state.decoded = got.__getitem__
+    box.submit(replace(ask("runs"), completion_tokens=100), 50.0)
+    box.ask("next")
+    box.run(4)
+    assert eta_s(box.state, "next", 4.0) is None
+    got["runs"] = 20
+    assert eta_s(box.state, "next", 4.0) == pytest.approx(16.0)
+    got["runs"] = 100
+    assert eta_s(box.state, "next", 4.0) == 0.0
+
+
+def test_a_worker_that_says_how_far_its_load_is_is_believed():
+    box = box_of(infos={"a": {"load_s": 100.0}}, workers={"a": FakeWorker(load_s=20.0)})
+    box.ask("1")
+    box.run(4)
+    assert str(load_progress(box.state, box.state.models["a"], box.now)) == "~4%"
+    box.post(LoadAdvanced("a", 0.4))
+    assert eta_s(box.state, "1", 4.0) == pytest.approx(6.0)
+    assert why(box, "1").detail == "loading, 40%, about 6 s left"
+    box.post(LoadAdvanced("a", 0.3))  # a worker that goes back is not followed
+    assert str(load_progress(box.state, box.state.models["a"], box.now)) == "40%"
+    box.post(LoadAdvanced("a", 1.0))  # the file is read, and it still starts
+    assert why(box, "1").detail == "loading, 99%, about 96 s left"
+    box.run()
+    box.post(LoadAdvanced("a", 0.5))  # too late to mean anything
+    assert load_progress(box.state, box.state.models["a"], box.now) is None
+
+
+def test_a_first_load_is_expected_by_what_others_of_its_size_took():
+    gib = 1 << 30
+    sizes = {"a": 4 * gib, "b": 8 * gib, "c": 400 * gib}
+    box = box_of(
+        "abc",
+        infos={name: {"size_bytes": size} for name, size in sizes.items()},
+        workers={"a": FakeWorker(load_s=10.0)},
     )
+    box.ask("a", "a", service_s=0.0)
+    assert eta_s(box.state, "a", 0.0) is None
+    assert why(box, "a").detail == "loading"
+    box.run()
+    box.ask("b", "b")
+    box.ask("c", "c")
+    assert eta_s(box.state, "b", box.now) == pytest.approx(20.0, rel=0.02)
+    assert eta_s(box.state, "c", box.now) is None
+    told = {m.model: m.load_s for m in policy.statistics(box.state, box.now).models}
+    assert told["a"] == 10.0
+    assert told["b"] == pytest.approx(20.0, rel=0.02)
+    assert told["c"] == 0.0
 
 
 def test_eta_counts_the_load():
