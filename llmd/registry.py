@@ -187,6 +187,13 @@ class Registry:
         handle = self._live.get(request_id)
         return handle.record if handle else self._ended.get(request_id)
 
+    def completion(self, completion_id: str) -> RequestRecord | None:
+        """Return the record of the completion that a worker's answer calls so."""
+        for record in self.records():
+            if record.completion_id == completion_id:
+                return record
+        return None
+
     def handles(self) -> list[Handle]:
         """Return the requests that are on their way, the oldest first."""
         return list(self._live.values())

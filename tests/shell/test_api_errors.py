@@ -29,7 +29,6 @@ async def test_an_unknown_path_is_404(demo_models, method, path):
 
 LATER = (
     "/metrics/stream",
-    "/v1/chat/completions/control",
     "/v1/models/status/stream",
     "/v1/telemetry/summary",
     "/v1/usage",

@@ -10,6 +10,7 @@ from llmd.api.routes import (
     metrics,
     models,
     requests,
+    steering,
     ui,
     worker_state,
 )
@@ -21,6 +22,7 @@ def all_routes(config: Config) -> list[Route]:
     """Return every route besides inference, as far as `config` has them."""
     table = [
         *helpers.routes(),
+        *steering.routes(),
         *worker_state.routes(),
         *models.routes(),
         *requests.routes(),

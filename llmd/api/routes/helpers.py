@@ -7,6 +7,7 @@ completion: by a lease, so that nobody in the queue is overtaken.
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -49,15 +50,25 @@ class _Help:
     model: CatalogModel
 
 
-async def _help(call: Call) -> Reply:
-    """Serve one; like every request it has a record, can be cancelled, and is accounted for."""
+Way = Callable[[Call, Handle], Awaitable[Reply]]
+
+
+async def accounted(call: Call, way: Way) -> Reply:
+    """Serve one; like every request it has a record, can be cancelled, and is accounted for.
+
+    Args:
+        call: From a caller with a key.
+        way: From the body to the reply, inside the request's own scope.
+    """
     services, scope = call.services, call.scope
     handle = services.registry.open(
         wanted_id=header(scope, b"x-request-id"),
         path=scope["path"],
         client=services.gate.client(scope),
     )
-    call.request_id = handle.record.id
+    record, principal = handle.record, call.principal
+    call.request_id = record.id
+    record.key, record.user, record.role = principal.name, principal.user, principal.role
     timeout_s = services.config.limits.request_timeout_sec or math.inf
     handle.scope.deadline = trio.current_time() + timeout_s
     error: errors.LlmdError | None = None
@@ -65,7 +76,7 @@ async def _help(call: Call) -> Reply:
     try:
         with handle.scope:
             try:
-                reply = await _way(call, handle)
+                reply = await way(call, handle)
             except errors.LlmdError as refused:
                 error = refused
         if handle.scope.cancelled_caught:
@@ -84,16 +95,19 @@ async def _help(call: Call) -> Reply:
     return reply
 
 
+async def _help(call: Call) -> Reply:
+    return await accounted(call, _way)
+
+
 async def _way(call: Call, handle: Handle) -> Reply:
     """Read, resolve, limit, and pass on."""
     services, record, principal = call.services, handle.record, call.principal
-    record.key, record.user, record.role = principal.name, principal.user, principal.role
     body = await call.read()
     record.request_bytes = len(body)
     record.priority = principal.capped(wanted_priority(call.scope, None))
     model = services.resolve(decode(body, _Body).model, principal)
     record.model = model.name
-    _limit(call, handle)
+    charge(call, handle)
     if services.draining:
         raise errors.ShuttingDown("llmd is shutting down; try again in a moment")
     request = _Help(call, handle, body, model)
@@ -108,8 +122,12 @@ async def _way(call: Call, handle: Handle) -> Reply:
     return await _leased(request)
 
 
-def _limit(call: Call, handle: Handle) -> None:
-    """Charge one request and no tokens."""
+def charge(call: Call, handle: Handle) -> None:
+    """Charge one request and no tokens.
+
+    Raises:
+        RateLimitExceeded: The key's bucket of requests is empty.
+    """
     limiter, principal = call.services.limiter, call.principal
     if principal.limits.unlimited:
         return
