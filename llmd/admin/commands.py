@@ -175,6 +175,7 @@ class Commands:
         scheduler = self._operations.scheduler
         models = {model.model: model for model in scheduler.statistics().models}
         beside = scheduler.plan(SwitchRequested(request.model, add=True))
+        longest = self._views.service_p95_s()
         return p.Plan(
             model=plan.model,
             loaded=plan.loaded,
@@ -189,11 +190,15 @@ class Commands:
                     queued=plan.queued.get(name, 0),
                     memory_bytes=models[name].memory_bytes,
                     service_s=models[name].service_s,
+                    service_p95_s=longest.get(name),
                 )
                 for name in plan.evict
             ),
             queued=plan.queued.get(plan.model, 0),
             load_s=round(plan.load_s, 3),
+            load_measured=scheduler.state.model(plan.model).measured_load,
+            drain_s=request.drain_s,
+            auto_switch=scheduler.state.settings.auto_switch,
             memory_bytes=models[plan.model].memory_bytes,
             held_bytes=sum(m.memory_bytes for m in scheduler.state.present.values()),
             limit_bytes=scheduler.state.settings.memory_bytes,

@@ -57,6 +57,10 @@ class Views:
         """Return the record of a request, live or remembered."""
         return self._operations.registry.record(request_id)
 
+    def service_p95_s(self) -> Mapping[str, float]:
+        """Return how long nearly all requests lasted that ended in the last minutes, by model."""
+        return self._rooms.recent.service_p95_s(trio.current_time())
+
     # --- the daemon -------------------------------------------------------------------------
 
     def daemon(self, now: PolicyStatistics | None = None) -> p.Daemon:

@@ -7,7 +7,7 @@ Prometheus has the exact and long history; this answers "how is it now" without 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from llmd.core.lifecycle import RequestState
@@ -156,9 +156,18 @@ class Recent:
 
     def first_token_p95_s(self, now: float) -> Mapping[str, float]:
         """Return the 95th percentile of the time to the first token, by model."""
+        return self._p95_s(now, lambda record: record.time_to_first_token_s)
+
+    def service_p95_s(self, now: float) -> Mapping[str, float]:
+        """Return the 95th percentile of how long requests ran that were served whole, by model."""
+        return self._p95_s(now, _served_s)
+
+    def _p95_s(
+        self, now: float, measure: Callable[[RequestRecord], float | None]
+    ) -> Mapping[str, float]:
         by_model: dict[str, list[float]] = {}
         for record in self._within(now):
-            seconds = record.time_to_first_token_s
+            seconds = measure(record)
             if seconds is not None:
                 by_model.setdefault(record.model, []).append(seconds)
         return {
@@ -179,6 +188,12 @@ def percentile(values: list[float], share: float) -> float | None:
         return None
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _served_s(record: RequestRecord) -> float | None:
+    if record.state is not RequestState.DONE or record.granted_at is None:
+        return None
+    return None if record.ended_at is None else record.ended_at - record.granted_at
 
 
 def _mean(values: list[float]) -> float:

@@ -49,6 +49,16 @@ def test_a_request_between_two_samples_counts_too():
     assert recent.history()["m"] == (12.0,)
 
 
+def test_how_long_requests_ran_is_told_by_model_and_only_of_those_served_whole():
+    recent = Recent()
+    for name, end in (("m", RequestState.DONE), ("m", RequestState.CANCELLED)):
+        record = running(model=name)
+        record.end(end, 4.5 if end is RequestState.DONE else 99.0, status=200)
+        recent.ended(record, 99.0)
+    assert recent.service_p95_s(99.0) == {"m": 4.0}
+    assert recent.service_p95_s(1e6) == {}
+
+
 def test_the_window_counts_and_forgets():
     recent = Recent()
     for number, (state, status) in enumerate(

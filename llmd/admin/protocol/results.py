@@ -13,6 +13,8 @@ class Eviction(View, frozen=True, kw_only=True):
         queued: Requests that wait for it.
         memory_bytes: What its going frees.
         service_s: How long a request there lasts on average.
+        service_p95_s: How long all but the longest 5 % of those lasted that ended in the last
+            minutes; None when none did.
     """
 
     model: str
@@ -20,6 +22,7 @@ class Eviction(View, frozen=True, kw_only=True):
     queued: int = 0
     memory_bytes: int = 0
     service_s: float | None = None
+    service_p95_s: float | None = None
 
 
 class Plan(View, frozen=True, kw_only=True):
@@ -35,6 +38,11 @@ class Plan(View, frozen=True, kw_only=True):
         evict: What goes for it.
         queued: Requests that wait for the model already.
         load_s: Expected seconds of its load; 0 when it is loaded.
+        load_measured: It was loaded before, and `load_s` is what that took on average.
+        drain_s: What still runs on an evicted model after this long is cancelled; 0 = all may
+            finish. As asked for, else as configured.
+        auto_switch: Requests have models loaded, so those for an evicted model wait for it;
+            False: they are refused (503). None = not known.
         memory_bytes: What the model holds, or will.
         held_bytes: What all loaded models hold now.
         limit_bytes: What models may hold; 0 = not known.
@@ -53,6 +61,9 @@ class Plan(View, frozen=True, kw_only=True):
     evict: tuple[Eviction, ...] = ()
     queued: int = 0
     load_s: float = 0.0
+    load_measured: bool = False
+    drain_s: float = 0.0
+    auto_switch: bool | None = None
     memory_bytes: int = 0
     held_bytes: int = 0
     limit_bytes: int = 0
