@@ -134,13 +134,13 @@ def _enterable(place: Path, found: os.stat_result, rights: Rights) -> bool:
 def _unreachable(path: Path, closed: list[Path], rights: Rights) -> list[str]:
     if not closed:
         return []
-    place = shlex.quote(str(closed[-1]))
+    places = shlex.join(map(str, reversed(closed)))
     if rights.read_all:
-        key, who, fix = "admin_read_all", "other users", f"chmod o+x {place}"
+        key, who, fix = "admin_read_all", "other users", f"chmod o+x {places}"
     else:
         group = _group(rights.group or 0)
         key, who = "admin_group", f"members of {group}"
-        fix = f"chgrp {group} {place} && chmod g+x {place}"
+        fix = f"chgrp {group} {places} && chmod g+x {places}"
     return [
         f"server.{key}: {who} cannot reach {path}, since they may not enter "
         f"{', '.join(map(str, reversed(closed)))}; set server.admin_socket to a place that they "

@@ -7,6 +7,7 @@ may have under way is bounded, and its end is nobody else's.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import socket
@@ -34,6 +35,8 @@ from llmd.workers.logring import LogRing
 _log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 128
+_MOST_TURNED_AWAY = 32  # at a time; more are hung up on without a word
+_FAREWELL_S = 2.0
 _SEND_TIMEOUT_S = 60.0
 _FILE_CHECK_S = 2.0
 _SAMPLE_S = 1.0
@@ -74,6 +77,7 @@ class AdminServer:
         self._hub = Hub(views, self._notices, tick_s=tick_s)
         self._commands = Commands(rooms.operations, views, self._spawn)
         self._streams: set[SocketStream] = set()
+        self._turning_away = 0
         self._nursery: trio.Nursery | None = None
 
     def open(self) -> None:
@@ -147,12 +151,36 @@ class AdminServer:
         access = self._rights.access(peer)
         if not access:
             log(_log, "admin peer refused", logging.WARNING, **_who(peer))
-            _turn_away(sock, "permission_denied", "this user may not use the admin socket")
+            self._turn_away(sock, "permission_denied", "this user may not use the admin socket")
         elif len(self._streams) >= MAX_CONNECTIONS:
-            _turn_away(sock, "too_many", f"{MAX_CONNECTIONS} clients are connected already")
+            self._turn_away(sock, "too_many", f"{MAX_CONNECTIONS} clients are connected already")
         else:
             assert self._nursery is not None
             self._nursery.start_soon(self._serve, sock, Actor(peer, access))
+
+    def _turn_away(self, sock: socket.socket, code: str, message: str) -> None:
+        if self._turning_away >= _MOST_TURNED_AWAY:
+            sock.close()
+            return
+        assert self._nursery is not None
+        self._turning_away += 1
+        line = encode(p.Failure(code=code, message=message)) + b"\n"
+        self._nursery.start_soon(self._say_why, SocketStream(sock), line)
+
+    async def _say_why(self, stream: SocketStream, line: bytes) -> None:
+        """Say why not, and hang up once the peer has read it, or had the time to.
+
+        Hanging up at once would break the peer's first write, and then many never read.
+        """
+        try:
+            with trio.move_on_after(_FAREWELL_S), contextlib.suppress(trio.BrokenResourceError):
+                await stream.send_all(line)
+                await stream.send_eof()
+                while await stream.receive_some():
+                    pass
+        finally:
+            self._turning_away -= 1
+            stream.close()
 
     async def _serve(self, sock: socket.socket, actor: Actor) -> None:
         stream = SocketStream(sock, send_timeout_s=self._send_timeout_s)
@@ -200,13 +228,3 @@ class AdminServer:
 
 def _who(peer: Peer) -> dict[str, object]:
     return {"user": peer.user, "uid": peer.uid, "pid": peer.pid}
-
-
-def _turn_away(sock: socket.socket, code: str, message: str) -> None:
-    """Say why, as far as the kernel takes it at once, and hang up."""
-    with sock:
-        sock.setblocking(False)
-        try:
-            sock.send(encode(p.Failure(code=code, message=message)) + b"\n")
-        except OSError:
-            return

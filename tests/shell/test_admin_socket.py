@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from functools import partial
 
 import pytest
 import trio
@@ -15,6 +16,7 @@ from llmd.admin.connection import Connection
 from llmd.admin.framing import MAX_LINE_BYTES
 from llmd.admin.peercred import Peer as Credentials
 from llmd.admin.peercred import Rights, peer_of
+from llmd.admin.server import MAX_CONNECTIONS
 from llmd.admin.socketfile import SocketFile
 from llmd.errors import ConfigError
 from llmd.netio import SocketStream
@@ -124,6 +126,37 @@ async def test_a_peer_that_reads_nothing_is_dropped_and_slows_nobody(demo_models
             other = desk.peer()
             for number in range(50):
                 assert (await other.ask(type="status", id=number))["id"] == number
+
+
+async def test_many_clients_are_served_at_once_and_one_too_many_is_told(desk):
+    peers = [desk.peer() for _ in range(MAX_CONNECTIONS)]
+    async with trio.open_nursery() as nursery:
+        for peer in peers:
+            nursery.start_soon(partial(peer.ask, type="status", id=1))
+    refused = desk.peer()
+    await refused.say(type="status", id=1)
+    assert (await refused.hear())["code"] == "too_many"
+    assert await refused.hear() is None
+    refused.stream.close()
+    for peer in peers[:3]:
+        peer.stream.close()
+    while len(desk.server._streams) >= MAX_CONNECTIONS:
+        await trio.sleep(0.01)
+    assert (await desk.peer().ask(type="status", id=2))["id"] == 2
+
+
+async def test_who_is_turned_away_cannot_keep_the_door_busy(desk):
+    peers = [desk.peer() for _ in range(MAX_CONNECTIONS)]
+    for peer in peers:
+        await peer.ask(type="version", id=1)
+    pushy = [desk.peer() for _ in range(100)]  # they read nothing, and never leave
+    while len(desk.server._streams) < MAX_CONNECTIONS:
+        await trio.sleep(0.01)
+    assert (await peers[0].ask(type="status", id=2))["id"] == 2
+    heard = [await peer.hear() for peer in pushy]
+    assert all(message is None or message["code"] == "too_many" for message in heard)
+    await trio.sleep(3)
+    assert desk.server._turning_away == 0
 
 
 # --- rights --------------------------------------------------------------------------------
