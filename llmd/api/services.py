@@ -80,9 +80,20 @@ class Services:
                 else "no model is configured; set llama.models_dir or add [[models]]",
                 param="model",
             )
+        return self.permitted(model, principal, param="model")
+
+    @staticmethod
+    def permitted(
+        model: CatalogModel, principal: Principal, *, param: str | None = None
+    ) -> CatalogModel:
+        """Return a model that the caller may use.
+
+        Raises:
+            PermissionDenied: It is not on the key's list.
+        """
         if not may_use_model(principal, model.name, model.aliases):
             raise errors.PermissionDenied(
-                f"this key may not use the model {model.name!r}", param="model"
+                f"this key may not use the model {model.name!r}", param=param
             )
         return model
 
