@@ -101,7 +101,7 @@ class NotFound(LlmdError):
 
 
 class ModelNotFound(NotFound):
-    """No such model, or not one that this key may see."""
+    """No such model. One that exists and is not this key's to use is `PermissionDenied`."""
 
     code = "model_not_found"
 
@@ -186,6 +186,15 @@ class StreamingDisabled(LlmdError):
     """`stream=true` while `streaming.enabled=false`."""
 
     code = "streaming_disabled"
+    status = 501
+    type = "not_implemented"
+    default_should_retry = False
+
+
+class NotSupportedYet(LlmdError):
+    """An endpoint that llmd is to have and has not yet."""
+
+    code = "not_supported_yet"
     status = 501
     type = "not_implemented"
     default_should_retry = False

@@ -44,19 +44,18 @@ class Cors:
     async def __call__(self, scope: Json, receive: Receive, send: Send) -> None:
         """Serve one request."""
         origin = header(scope, b"origin")
-        if not origin or not (self._all or origin.lower() in self._origins):
-            await self._app(scope, receive, send)
-            return
-        allowed: list[Header] = [(b"access-control-allow-origin", b"*" if self._all else origin)]
-        if not self._all:
-            allowed.append(_VARY)
-        if scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method"):
-            await self._preflight(scope, send, allowed)
-            return
+        # a cache must not give one site what another one got, or was not let have
+        added: list[Header] = [] if self._all else [_VARY]
+        if origin and (self._all or origin.lower() in self._origins):
+            added.append((b"access-control-allow-origin", b"*" if self._all else origin))
+            if scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method"):
+                await self._preflight(scope, send, added)
+                return
+            added.append(_EXPOSED)
 
         async def send_on(message: Json) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *allowed, _EXPOSED]
+                message["headers"] = [*message["headers"], *added]
             await send(message)
 
         await self._app(scope, receive, send_on)

@@ -6,6 +6,7 @@ Handlers know nothing of the web framework: they get a `Call`, return a `Reply`,
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -75,15 +76,16 @@ class Call:
         return may_use_model(self.principal, model.name, model.aliases)
 
     def model(self, name: str, *, param: str | None = None) -> CatalogModel:
-        """Return the model that was named, if the caller may know of it.
+        """Return the model that was named.
 
         Raises:
-            ModelNotFound: There is none, or not for this key.
+            ModelNotFound: There is none.
+            PermissionDenied: There is, but not for this key.
         """
         model = self.services.catalog.resolve(name)
-        if model is None or not self.may_use(model):
+        if model is None:
             raise errors.ModelNotFound(f"the model {name[:200]!r} does not exist", param=param)
-        return model
+        return self.services.permitted(model, self.principal, param=param)
 
     def flag(self, name: str) -> bool:
         """Return a yes-or-no parameter of the query; absent is no.
@@ -151,6 +153,7 @@ class Route:
 _FLAGS = {"0": False, "false": False, "no": False, "1": True, "true": True, "yes": True, "": True}
 _encode = msgspec.json.Encoder().encode
 _FIELD = re.compile(r" - at `\$\.?([^`]*)`$")
+_UNKNOWN = re.compile(r"^Object contains unknown field `([^`]*)`")
 _MISSING = re.compile(r"required field `([^`]*)`")
 _KIND = re.compile(r"^Expected `([^`]*)`( [<>]=? [\d.]+)?")
 _WORDS = {
@@ -177,7 +180,7 @@ def decode(body: bytes, shape: type[T]) -> T:
     try:
         found = msgspec.json.decode(body, type=shape)
     except msgspec.ValidationError as error:
-        raise _wrong(str(error)) from error
+        raise _wrong(str(error), shape) from error
     except RecursionError as error:
         raise errors.InvalidRequest("the request body is nested too deeply") from error
     except UnicodeDecodeError as error:
@@ -189,7 +192,10 @@ def decode(body: bytes, shape: type[T]) -> T:
     return found
 
 
-def _wrong(reason: str) -> errors.InvalidRequest:
+def _wrong(reason: str, shape: Any) -> errors.InvalidRequest:
+    unknown = _UNKNOWN.search(reason)
+    if unknown is not None:
+        return _unknown(unknown[1], shape)
     missing = _MISSING.search(reason)
     if missing is not None:
         return errors.InvalidRequest(f"{missing[1]} is required", param=missing[1])
@@ -202,3 +208,12 @@ def _wrong(reason: str) -> errors.InvalidRequest:
         kinds = [_WORDS.get(name, name) for name in kind[1].split(" | ") if name != "null"]
         words = " or ".join(kinds) + (kind[2] or "")
     return errors.InvalidRequest(f"{found[1]} must be {words}", param=found[1])
+
+
+def _unknown(name: str, shape: type[msgspec.Struct]) -> errors.InvalidRequest:
+    """Name the known field that an unknown one is most like."""
+    known = [field.encode_name for field in msgspec.structs.fields(shape)]
+    shown = name[:100]
+    guess = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.0)
+    told = f"did you mean {guess[0]}?" if guess else "this takes no fields"
+    return errors.InvalidRequest(f"{shown} is no field of this request; {told}", param=shown)

@@ -125,7 +125,7 @@ async def test_a_model_whose_file_is_bad_fails_at_once(tmp_path, autojump_clock)
     gone = ModelConfig(name="gone", path="/nowhere/gone.gguf")
     async with api(tmp_path, models=(gone,)) as rig:
         for path in ("/switch-model", "/v1/models/gone/load", "/v1/models/gone/reset"):
-            answer = await rig.ask("POST", path, {"model": "gone"})
+            answer = await rig.ask("POST", path, {"model": "gone"} if "switch" in path else b"")
             assert answer.status == 503
             assert answer.error["code"] == "model_failed"
             assert answer.headers["x-should-retry"] == "false"
@@ -227,3 +227,27 @@ async def test_nothing_is_loaded_while_shutting_down(demo_models):
         answer = await rig.ask("POST", "/switch-model", {"model": "demo-small"})
     assert answer.status == 503
     assert answer.error["code"] == "shutting_down"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "nearest"),
+    [
+        ("/switch-model", {"model": "demo-small", "form": "demo-large"}, "form", "from"),
+        ("/switch-model", {"model": "demo-small", "drain": 5}, "drain", "drain_sec"),
+        ("/v1/models/demo-small/load", {"wiat": True}, "wiat", "wait"),
+        ("/v1/models/demo-small/unload", {"forced": True}, "forced", "force"),
+        ("/v1/models/eject", {"model": "demo-small", "drain_s": 5}, "drain_s", "drain_sec"),
+        ("/stop", {"Wait": True}, "Wait", "wait"),
+        ("/v1/models/demo-small/reset", {"wait": True}, "wait", "takes no fields"),
+        ("/requests/cancel-all", {"model": "demo-small"}, "model", "takes no fields"),
+    ],
+)
+async def test_an_unknown_field_is_refused_with_the_nearest_name(
+    demo_models, path, body, param, nearest
+):
+    async with api(demo_models) as rig:
+        answer = await rig.ask("POST", path, body)
+        assert rig.state("demo-small") == "off"
+    assert (answer.status, answer.error["code"]) == (400, "invalid_request")
+    assert answer.error["param"] == param
+    assert nearest in answer.error["message"]

@@ -83,7 +83,8 @@ async def test_a_key_sees_the_models_that_it_may_use(demo_models):
     assert [model["id"] for model in listed] == ["demo-small"]
     assert [model["id"] for model in statuses] == ["demo-small"]
     assert list(words) == list(queue) == ["demo-small"]
-    assert hidden.status == state.status == 404  # as if it did not exist
+    for refused in (hidden, state):  # as a completion is told
+        assert (refused.status, refused.error["code"]) == (403, "permission_denied")
 
 
 # --- what they are doing -------------------------------------------------------------------

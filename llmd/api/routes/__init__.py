@@ -7,6 +7,7 @@ from llmd.api.routes import (
     control,
     health,
     helpers,
+    later,
     metrics,
     models,
     requests,
@@ -31,4 +32,6 @@ def all_routes(config: Config) -> list[Route]:
         *health.routes(),
         *ui.routes(config),
     ]
-    return [*table, *docs.routes(table)] if config.server.docs else table
+    if config.server.docs:
+        table += docs.routes(table)
+    return [*table, *later.routes()]

@@ -21,7 +21,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
 _WAIT = {"wait": "1: answer when it is done, and not when it is decided on"}
 
 
-class Unload(msgspec.Struct):
+class Unload(msgspec.Struct, forbid_unknown_fields=True):
     """How a model goes: what runs there may finish, for `drain_sec` at most (0 = no limit)."""
 
     drain_sec: Seconds | None = None
@@ -35,7 +35,7 @@ class Eject(Unload, kw_only=True):
     model: str
 
 
-class Load(msgspec.Struct):
+class Load(msgspec.Struct, forbid_unknown_fields=True):
     """A load beside what is loaded; nothing is evicted for it."""
 
     wait: bool = False
@@ -48,10 +48,14 @@ class Switch(Unload, kw_only=True):
     evict: str | tuple[str, ...] = msgspec.field(name="from", default=())
 
 
-class Stop(msgspec.Struct):
+class Stop(msgspec.Struct, forbid_unknown_fields=True):
     """Everything goes; what runs may finish."""
 
     wait: bool = False
+
+
+class Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    """No choices."""
 
 
 # --- loading -------------------------------------------------------------------------------
@@ -118,6 +122,7 @@ async def _unload_by(call: Call, model: CatalogModel, form: Unload) -> Reply:
 async def _reset(call: Call, model: str) -> Reply:
     """Forget a model's crashes, and answer once it can be tried again."""
     operations, wanted = call.services.operations, call.model(model)
+    await call.form(Nothing)
     await operations.reset(wanted)
     _note(call, "reset", model=wanted.name)
     return as_json({"model": wanted.name, "status": operations.state_of(wanted)})
@@ -138,6 +143,7 @@ async def _stop(call: Call) -> Reply:
 
 
 async def _cancel_all(call: Call) -> Reply:
+    await call.form(Nothing)
     handles = call.services.registry.handles()
     _note(call, "cancel all", running=len(handles))
     await call.services.operations.cancel(handles, CancelCause.OPERATOR)
