@@ -145,7 +145,7 @@ async def test_many_clients_are_served_at_once_and_one_too_many_is_told(desk):
     assert (await desk.peer().ask(type="status", id=2))["id"] == 2
 
 
-async def test_who_is_turned_away_cannot_keep_the_door_busy(desk):
+async def test_who_is_turned_away_cannot_keep_the_door_busy(desk, autojump_clock):
     peers = [desk.peer() for _ in range(MAX_CONNECTIONS)]
     for peer in peers:
         await peer.ask(type="version", id=1)
@@ -275,7 +275,7 @@ def test_a_path_too_long_for_a_socket_is_told(tmp_path):
         SocketFile(tmp_path / ("x" * 120), RIGHTS).open()
 
 
-async def test_a_deleted_file_is_made_anew_and_old_connections_go_on(desk):
+async def test_a_deleted_file_is_made_anew_and_old_connections_go_on(desk, autojump_clock):
     old = desk.peer()
     await old.ask(type="version", id=1)
     desk.path.unlink()
@@ -322,7 +322,7 @@ async def test_a_request_is_told_from_its_place_in_the_queue_to_its_end(desk):
         assert [(r["id"], r["state"]) for r in gone["requests"]] == [(row["id"], "cancelled")]
 
 
-async def test_without_any_change_there_is_a_sign_of_life(desk):
+async def test_without_any_change_there_is_a_sign_of_life(desk, autojump_clock):
     watcher = desk.peer()
     await watcher.ask(type="subscribe", id=1, topics=["queue"])
     assert (await watcher.hear())["type"] == "event"
