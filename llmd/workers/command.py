@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from llmd.config.schema import Config, ModelConfig
 from llmd.errors import ConfigError
 from llmd.models.model import CatalogModel
+from llmd.workers import loadreport
 
 if TYPE_CHECKING:
     from llmd.workers.engine import Engine
@@ -81,6 +82,7 @@ class WorkerSpec:
         context_tokens: Tokens that fit one request while every slot is in use. `/props` may
             answer less (never more than the model was trained for): what it says holds.
         slots: Slots it is expected to have; `total_slots` in `/props` holds.
+        reports: It says how far its load is, and ends with its stdin; see `loadreport.py`.
     """
 
     model: str
@@ -90,6 +92,7 @@ class WorkerSpec:
     socket_path: Path
     context_tokens: int
     slots: int
+    reports: bool = False
 
     @property
     def model_path(self) -> Path | None:
@@ -136,11 +139,13 @@ def build_spec(
     argv.extend(f"models.{model.name}.args", model.config.args)
     if argv.faults:
         raise ConfigError(argv.faults)
+    own_env = {**loadreport.ENVIRONMENT, **model.config.env} if engine.reports else model.config.env
     return WorkerSpec(
         model=model.name,
         source=ModelSource(path=str(model.path or ""), hf=model.hf or ""),
         argv=tuple(argv.words),
-        env=worker_environment(os.environ if environ is None else environ, model.config.env),
+        env=worker_environment(os.environ if environ is None else environ, own_env),
+        reports=engine.reports,
         socket_path=socket_path,
         context_tokens=context_tokens,
         slots=slot_count(model.config),

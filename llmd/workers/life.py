@@ -17,7 +17,7 @@ from llmd.workers import probes
 from llmd.workers.command import WorkerSpec
 from llmd.workers.control import Control
 from llmd.workers.diagnosis import Diagnosis, ExitCause
-from llmd.workers.mailbox import Answers, Exited, Failing, Mailbox, Ready, Start
+from llmd.workers.mailbox import Advanced, Answers, Exited, Failing, Mailbox, Ready, Start
 from llmd.workers.process import Child, Launcher, end
 from llmd.workers.settings import WorkerSettings
 from llmd.workers.upstream import Upstream
@@ -93,6 +93,7 @@ class Life:
                 progress_timeout_s=self.settings.startup_timeout_s,
                 call_timeout_s=self.settings.check_timeout_s,
                 on_loading=lambda: self.inbox.post(Answers(self.number)),
+                on_progress=lambda done: self.inbox.post(Advanced(self.number, done)),
             )
         except probes.Unfit as unfit:
             self.fail(unfit.diagnosis)

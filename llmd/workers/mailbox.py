@@ -84,6 +84,13 @@ class Answers(Finding):
 
 
 @dataclass(frozen=True, slots=True)
+class Advanced(Finding):
+    """It says how far its load is, 0 to 1."""
+
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
 class Ready(Finding):
     """It serves, and is what it should be."""
 
@@ -104,7 +111,9 @@ class Exited(Finding):
     status: int
 
 
-Message: TypeAlias = Start | Drain | Stop | Reset | Suspect | Answers | Ready | Failing | Exited
+Message: TypeAlias = (
+    Start | Drain | Stop | Reset | Suspect | Answers | Advanced | Ready | Failing | Exited
+)
 
 
 @dataclass

@@ -97,6 +97,7 @@ async def until_ready(
     progress_timeout_s: float,
     call_timeout_s: float,
     on_loading: Callable[[], None],
+    on_progress: Callable[[float], None] = lambda _fraction: None,
 ) -> Readiness:
     """Wait until the worker serves, and verify what it is.
 
@@ -111,12 +112,14 @@ async def until_ready(
         progress_timeout_s: Silence without any sign of progress that ends the wait; 0 = never.
         call_timeout_s: For each call.
         on_loading: Called once, when it first answers that it loads.
+        on_progress: Called with how far the load is, 0 to 1, whenever it has said so anew.
 
     Raises:
         Unfit: No progress, or not the process or the model that it should be.
     """
     began = progressed = trio.current_time()
     progress, loading, answer = _Progress(child), False, ""
+    told: float | None = None
     while True:
         try:
             await _verify_peer(control, child)
@@ -131,6 +134,9 @@ async def until_ready(
             if not loading:
                 loading, progressed = True, now
                 on_loading()
+        if child.load_fraction is not None and child.load_fraction != told:
+            told = child.load_fraction
+            on_progress(told)
         if progress.seen():
             progressed = now
         elif progress_timeout_s and now - progressed >= progress_timeout_s:

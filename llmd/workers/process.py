@@ -18,7 +18,7 @@ from typing import Protocol
 import trio
 
 from llmd.errors import StartFailed
-from llmd.workers import orphans, procfs
+from llmd.workers import loadreport, orphans, procfs
 from llmd.workers.command import WorkerSpec
 from llmd.workers.logring import LineSplitter, LogRing, LogStream
 from llmd.workers.procfs import VitalSigns
@@ -38,6 +38,10 @@ class Child(Protocol):
     @property
     def activity(self) -> int:
         """Bytes of output so far, without those that answer our own polling."""
+
+    @property
+    def load_fraction(self) -> float | None:
+        """How far its load is, 0 to 1, as it said last; None if it does not say."""
 
     async def wait(self) -> int:
         """Wait until it is dead and its last words are in the log; return its exit status."""
@@ -85,6 +89,11 @@ class ChildProcess:
         self._group_ended = False
         self._drained = trio.Event()
         self.activity = 0
+        self.load_fraction: float | None = None
+        self._stdin: trio.lowlevel.FdStream | None = None
+        if process.stdin is not None:
+            assert isinstance(process.stdin, trio.lowlevel.FdStream)
+            self._stdin = process.stdin
 
     @property
     def pid(self) -> int:
@@ -101,16 +110,24 @@ class ChildProcess:
                 if b"/health" not in data:
                     self.activity += len(data)
                 for line in splitter.feed(bytes(data)):
-                    self._log.append(stream, line)
+                    self._take(stream, line)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the pipe is gone: its end, as far as the log goes
         finally:
             for line in splitter.flush():
-                self._log.append(stream, line)
+                self._take(stream, line)
             self._undrained -= 1
             if not self._undrained:
                 self._drained.set()
             pipe.close()
+
+    def _take(self, stream: LogStream, line: str) -> None:
+        """Put a line into the log, unless it only reports on the load."""
+        if stream is LogStream.STDOUT and loadreport.is_report(line):
+            said = loadreport.fraction(line)
+            self.load_fraction = self.load_fraction if said is None else said
+        else:
+            self._log.append(stream, line)
 
     async def wait(self) -> int:
         """Wait until it is dead and its last words are in the log; return its exit status.
@@ -122,6 +139,8 @@ class ChildProcess:
         if not self._group_ended:  # only now: later the number may be another group's
             self._group_ended = True
             self._signal(signal.SIGKILL)
+            if self._stdin is not None:
+                self._stdin.close()
         with trio.move_on_after(LAST_WORDS_S):
             await self._drained.wait()
         return status
@@ -129,6 +148,11 @@ class ChildProcess:
     def terminate(self) -> None:
         """Send SIGTERM to the group; a stopped one is continued, or it could not hear it."""
         if self._process.returncode is None:
+            if self._stdin is not None:
+                with contextlib.suppress(
+                    OSError
+                ):  # it has gone, or reads nothing: the signal is left
+                    os.write(self._stdin.fileno(), loadreport.EXIT_COMMAND)
             self._signal(signal.SIGTERM)
             self._signal(signal.SIGCONT)
 
@@ -148,12 +172,19 @@ class ChildProcess:
 
 
 async def spawn(
-    argv: Sequence[str], env: Mapping[str, str], log: LogRing, nursery: trio.Nursery
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    log: LogRing,
+    nursery: trio.Nursery,
+    *,
+    reports: bool = False,
 ) -> ChildProcess:
     """Start `argv` with exactly `env`, and drain its outputs into `log` by tasks in `nursery`.
 
-    The caller owns the child: it must `wait` for it. Once started it is returned even if the
-    caller has been cancelled meanwhile, so that nothing is lost.
+    With `reports` its stdin is held open, whose end is its own (see `loadreport.py`): so it does
+    not outlive this process, however that ends. The caller owns the child: it must `wait` for it.
+    Once started it is returned even if the caller has been cancelled meanwhile, so that nothing is
+    lost.
 
     Raises:
         OSError: It cannot be executed.
@@ -161,7 +192,7 @@ async def spawn(
     process = await trio.lowlevel.open_process(
         list(argv),
         env=dict(env),
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE if reports else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
@@ -190,7 +221,7 @@ class ProcessLauncher:
             StartFailed: Another daemon uses this socket path.
         """
         await trio.to_thread.run_sync(_clear, spec.socket_path)
-        child = await spawn(spec.argv, spec.env, log, nursery)
+        child = await spawn(spec.argv, spec.env, log, nursery, reports=spec.reports)
         try:
             await trio.to_thread.run_sync(
                 orphans.write_record, spec.model, child.pid, spec.socket_path

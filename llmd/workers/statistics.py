@@ -30,6 +30,7 @@ class WorkerStatistics:
         crashes: Ends so far that nobody asked for.
         crashes_counted: Crashes that the restart window still remembers.
         last_failure: Why it last failed, kept when it serves again; "" = never.
+        load_fraction: How far its load is, 0 to 1, as it says; None = it does not load, or say.
         reclaims: How cancels went.
         log_sequence: Number of the newest line in its log.
     """
@@ -50,5 +51,6 @@ class WorkerStatistics:
     crashes: int
     crashes_counted: int
     last_failure: str
+    load_fraction: float | None
     reclaims: ReclaimStatistics
     log_sequence: int

@@ -35,6 +35,7 @@ class Supervisor:
         on_change: Called synchronously at every move of a worker; must neither block nor raise.
         runtime_dir: For sockets and records; made private to this user when it is missing.
         on_reclaimed: Called with a model and the seconds from a cancel to its slot being free.
+        on_progress: Called with a model and how far its load is, 0 to 1; as `on_change`.
         tools: Process launcher and clients; by default the real ones on `runtime_dir`.
     """
 
@@ -46,12 +47,14 @@ class Supervisor:
         on_change: Callable[[WorkerChanged], None],
         runtime_dir: Path,
         on_reclaimed: Callable[[str, float], None] = lambda _model, _seconds: None,
+        on_progress: Callable[[str, float], None] = lambda _model, _fraction: None,
         tools: Tools | None = None,
     ) -> None:
         self._specs = specs
         self._settings = settings
         self._on_change = on_change
         self._on_reclaimed = on_reclaimed
+        self._on_progress = on_progress
         self._tools = tools or Tools(ProcessLauncher(runtime_dir))
         self._workers: dict[str, Worker] = {}
         self._nursery: trio.Nursery | None = None
@@ -152,6 +155,7 @@ class Supervisor:
                 on_change=self._on_change,
                 tools=self._tools,
                 on_reclaimed=partial(self._on_reclaimed, model),
+                on_progress=partial(self._on_progress, model),
                 on_remark=partial(_log.warning, "%s: %s", model),
             )
             self._workers[model] = worker

@@ -8,21 +8,22 @@ found. Messages are handled in order, so every read that gates a change happens 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable
 
 import trio
 
-from llmd.core.backoff import GiveUp, RestartBudget, Retry, Verdict
+from llmd.core.backoff import GiveUp
 from llmd.core.events import WorkerChanged
 from llmd.core.lifecycle import WORKER_MOVES, WorkerState, move
 from llmd.errors import LlmdError, StartFailed
 from llmd.workers import procfs
 from llmd.workers.command import WorkerSpec
 from llmd.workers.diagnosis import Diagnosis, ExitCause, diagnose_exit, diagnose_spawn
+from llmd.workers.history import History
 from llmd.workers.life import Life, Tools
 from llmd.workers.logring import LogRing, LogStream
 from llmd.workers.mailbox import (
+    Advanced,
     Answers,
     Drain,
     Exited,
@@ -64,6 +65,7 @@ class Worker:
         on_change: Called synchronously at every move; must neither block nor raise.
         tools: Process launcher and clients.
         on_reclaimed: Called with the seconds from a cancel to its slot being free.
+        on_progress: Called with how far its load is, 0 to 1, as it says; as `on_change`.
         on_remark: Called with a sentence for the operator's log.
 
     `run` must be running for anything to happen. Cancelled, it kills its process and reaps it.
@@ -88,6 +90,7 @@ class Worker:
         on_change: Callable[[WorkerChanged], None],
         tools: Tools,
         on_reclaimed: Callable[[float], None] = lambda _seconds: None,
+        on_progress: Callable[[float], None] = lambda _fraction: None,
         on_remark: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self.model = model
@@ -101,14 +104,10 @@ class Worker:
         self._settings = settings
         self._tools = tools
         self._on_change = on_change
+        self._on_progress = on_progress
         self._on_remark = on_remark
         self._inbox = Mailbox()
-        self._budget = RestartBudget(
-            limit=settings.restart_limit,
-            window_s=settings.restart_window_s,
-            base_s=settings.backoff_base_s,
-            max_s=settings.backoff_max_s,
-        )
+        self._history = History.of(settings)
         self._watcher = SlotWatcher(
             timeout_s=settings.reclaim_timeout_s,
             call_timeout_s=settings.check_timeout_s,
@@ -123,11 +122,8 @@ class Worker:
         self._waiters: list[Waiter] = []
         self._moved = trio.Event()
         self._since = trio.current_time()
-        self._reason = self._last_failure = ""
+        self._reason = ""
         self._retry_at = self._ready_at = self._load_s = 0.0
-        self._starts: Counter[str] = Counter()
-        self._exits: Counter[str] = Counter()
-        self._crashes = 0
 
     # --- asking it: synchronous, never blocks ---------------------------------------------
 
@@ -188,27 +184,32 @@ class Worker:
 
     def statistics(self) -> WorkerStatistics:
         """Return how it does; reads its memory from /proc."""
-        pid = self._life.pid if self._life else 0
+        history = self._history
         return WorkerStatistics(
             model=self.model,
             state=self.state,
             since=self._since,
             reason=self._reason,
             retry_at=self._retry_at,
-            pid=pid,
+            pid=self._life.pid if self._life else 0,
             slots=self.slots,
             context_tokens=self.context_tokens,
             ready_at=self._ready_at,
             load_s=self._load_s,
             memory_bytes=self._memory_bytes(),
-            starts=dict(self._starts),
-            exits=dict(self._exits),
-            crashes=self._crashes,
-            crashes_counted=self._budget.spent(trio.current_time()),
-            last_failure=self._last_failure,
+            starts=dict(history.starts),
+            exits=dict(history.exits),
+            crashes=history.crashes,
+            crashes_counted=history.budget.spent(trio.current_time()),
+            last_failure=history.last_failure,
+            load_fraction=self._load_fraction(),
             reclaims=self._watcher.statistics(),
             log_sequence=self.log.sequence,
         )
+
+    def end_of(self, pid: int) -> Diagnosis | None:
+        """Return how process `pid` ended; None while it lives, or when another ended since."""
+        return self._history.end if pid and self._history.ended_pid == pid else None
 
     def __repr__(self) -> str:
         return f"<Worker {self.model} {self.state.value}>"
@@ -244,7 +245,7 @@ class Worker:
                 case Stop() as stop if self.state is _W.BACKOFF:
                     self._move(_W.OFF, reason=stop.reason)
                 case Reset():
-                    self._budget.reset()
+                    self._history.budget.reset()
                     if self.state is _W.BACKOFF:
                         return RESTART
                     if self.state is _W.FAILED:
@@ -254,7 +255,7 @@ class Worker:
 
     async def _live(self, reason: str) -> None:
         """One process, from its start to its end."""
-        self._starts[reason] += 1
+        self._history.started(reason)
         self._lives += 1
         self._move(_W.STARTING)
         again: Start | None = None
@@ -323,6 +324,8 @@ class Worker:
         match message:
             case Answers() if self.state is _W.STARTING:
                 self._move(_W.LOADING)
+            case Advanced(fraction=fraction) if self.state in (_W.STARTING, _W.LOADING):
+                self._on_progress(fraction)
             case Ready(readiness=readiness) if self.state in (_W.STARTING, _W.LOADING):
                 self._enter_service(life, readiness)
             case Drain() if self.state is _W.READY:
@@ -339,7 +342,7 @@ class Worker:
             case Suspect() if self.state in _SERVING:
                 life.nursery.start_soon(life.check, message.reason)
             case Reset():
-                self._budget.reset()
+                self._history.budget.reset()
             case _:
                 pass  # too early, or too late, to mean anything
 
@@ -376,6 +379,7 @@ class Worker:
                 retry_at=retry_at,
                 load_s=load_s,
                 memory_bytes=self._memory_bytes(),
+                permanent=permanent,
             )
         )
 
@@ -421,7 +425,7 @@ class Worker:
     def _ended(self, life: Life, status: int) -> None:
         """Handle the death of the process, told to or not."""
         if self.state is _W.STOPPING:
-            self._exits[ExitCause.STOPPED.value] += 1
+            self._history.stopped(life.pid)
             self._move(_W.OFF, reason=life.stop_reason)
             return
         lines = self.log.tail(_STDERR_LINES, LogStream.STDERR, after=life.first_line)
@@ -430,16 +434,9 @@ class Worker:
 
     def _fail(self, diagnosis: Diagnosis) -> None:
         """Handle an end that nobody asked for: wait and try again, or give up."""
-        now = trio.current_time()
-        self._exits[diagnosis.cause.value] += 1
-        self._last_failure = diagnosis.reason
         self._remark(diagnosis.reason)
-        if diagnosis.cause is ExitCause.STUCK_SLOT:
-            verdict: Verdict = Retry(now)  # our own choice, so it costs no budget
-        else:
-            self._crashes += 1
-            failed = self._budget.refused if diagnosis.permanent else self._budget.crashed
-            verdict = failed(now)
+        pid = self._life.pid if self._life else 0
+        verdict = self._history.failed(pid, diagnosis, trio.current_time())
         if isinstance(verdict, GiveUp):
             until = verdict.until if math.isfinite(verdict.until) else 0.0
             self._move(
@@ -461,6 +458,10 @@ class Worker:
 
     def _memory_bytes(self) -> int:
         return procfs.memory_bytes(self._life.pid) if self._life else 0
+
+    def _load_fraction(self) -> float | None:
+        loading = self._life is not None and self.state in (_W.STARTING, _W.LOADING)
+        return self._life.child.load_fraction if self._life and loading else None
 
     def _remark(self, text: str) -> None:
         self.log.append(LogStream.LLMD, text)

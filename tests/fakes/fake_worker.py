@@ -15,6 +15,9 @@ How it starts is told by the environment:
     FAKE_IGNORE_TERM=1     SIGTERM does nothing
     FAKE_CHATTER=N         N bytes of log on stdout and on stderr before it listens
 
+As a router's child (LLAMA_SERVER_ROUTER_PORT) it says on stdout how far its load is, and ends with
+its stdin, as llama-server does.
+
 What it does with a prompt is told by the prompt:
     [[prefill S]]   S seconds before the first token      [[token S]]   S seconds a token
     [[crash]]       exits at once, as by abort            [[hang]]      answers nobody any more
@@ -31,6 +34,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -356,23 +360,47 @@ async def run(options: dict[str, str]) -> None:
         stream.flush()
     if "FAKE_NO_LISTEN" not in env:
         await asyncio.start_unix_server(worker.serve, options["--host"])
-    until = time.monotonic() + float(env.get("FAKE_LOAD_S", "0"))
+    load_s = float(env.get("FAKE_LOAD_S", "0"))
+    until = time.monotonic() + load_s
+    report(0.0)
     while time.monotonic() < until or "FAKE_NEVER_READY" in env or "FAKE_NO_LISTEN" in env:
         if "FAKE_LOAD_LOG" in env:
             say("0.00.020.000 I load: ...")
+        if load_s:
+            report(min(1.0, 1 - (until - time.monotonic()) / load_s))
         await asyncio.sleep(0.02)
     trouble = crashes()
     if trouble:
         say(trouble)
         os._exit(1)
     check_model(worker.path)
+    report(1.0)
     worker.ready = True
     say("0.00.100.000 I srv  llama_server: listening")
     await asyncio.Event().wait()
 
 
+def report(value: float) -> None:
+    """Say how far the load is, if anybody asked to know."""
+    if "LLAMA_SERVER_ROUTER_PORT" in os.environ:
+        payload = {"stages": ["text_model"], "current": "text_model", "value": value}
+        said = json.dumps({"state": "loading", "payload": payload})
+        sys.stdout.write(f"cmd_child_to_router:state:{said}\n")
+        sys.stdout.flush()
+
+
+def mind_stdin(ignore: bool) -> None:
+    """End when told to on stdin, and when it ends."""
+    for line in sys.stdin:
+        if "cmd_router_to_child:exit" in line and not ignore:
+            os._exit(0)
+    os._exit(1)
+
+
 def main() -> None:
     ignore = "FAKE_IGNORE_TERM" in os.environ
+    if "LLAMA_SERVER_ROUTER_PORT" in os.environ:
+        threading.Thread(target=mind_stdin, args=(ignore,), daemon=True).start()
     signal.signal(signal.SIGTERM, signal.SIG_IGN if ignore else lambda *_: os._exit(0))
     options = parse(sys.argv[1:])
     asyncio.run(run(options))

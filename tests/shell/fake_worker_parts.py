@@ -33,6 +33,7 @@ class Script:
         deaf: So many SIGTERMs go unheard.
         lines_s: It logs a line each so many seconds while it loads; 0 = none.
         growth: Bytes of memory it gains a second while it loads.
+        reports: It says how far its load is.
         spawn_error: Raised instead of starting.
         path: What /props names; None = what it was given.
         stranger: Another process answers on its socket.
@@ -48,6 +49,7 @@ class Script:
     deaf: int = 0
     lines_s: float = 0.0
     growth: int = 0
+    reports: bool = False
     spawn_error: Exception | None = None
     path: str | None = None
     stranger: bool = False
@@ -79,6 +81,10 @@ class FakeChild:
     @property
     def age(self):
         return trio.current_time() - self.started
+
+    @property
+    def load_fraction(self):
+        return min(1.0, self.age / self.script.load_s) if self.script.reports else None
 
     def die(self, status, words=()):
         if self.status is None:

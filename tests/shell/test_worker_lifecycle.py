@@ -10,6 +10,7 @@ from fake_worker_parts import FakeLauncher, Script, spec
 
 from llmd.core.lifecycle import WORKER_MOVES, WorkerState
 from llmd.errors import ConfigError, StartFailed
+from llmd.workers.diagnosis import ExitCause
 from llmd.workers.settings import WorkerSettings
 from llmd.workers.worker import Worker
 
@@ -23,6 +24,7 @@ class Watched:
         self.launcher = FakeLauncher(m=scripts or [Script()])
         self.changes = []
         self.times = []
+        self.progress = []
         self.asked_context = []
         self.began = trio.current_time()
         self.worker = Worker(
@@ -32,6 +34,7 @@ class Watched:
             on_change=self._note,
             tools=self.launcher.tools(),
             on_reclaimed=lambda seconds: None,
+            on_progress=lambda fraction: self.progress.append(fraction),
         )
 
     def _spec(self, context_tokens):
@@ -80,6 +83,45 @@ async def test_it_starts_loads_and_serves(autojump_clock):
         assert it.changes[-1].load_s == pytest.approx(2, rel=0.06)
         assert it.worker.statistics().starts == {"demand": 1}
         assert it.worker.upstream.pid == it.child.pid
+
+
+async def test_it_tells_how_far_its_load_is_while_it_loads(autojump_clock):
+    async with watched(Script(load_s=10, reports=True)) as it:
+        it.worker.start()
+        await it.until("loading")
+        await trio.sleep(5)
+        assert it.worker.statistics().load_fraction == pytest.approx(0.5, abs=0.05)
+        assert it.progress == sorted(it.progress)
+        assert it.progress[-1] == pytest.approx(0.5, abs=0.05)
+        await it.until("ready")
+        assert it.worker.statistics().load_fraction is None
+
+
+async def test_how_each_process_ended_can_be_asked_for(autojump_clock):
+    async with watched(Script(exit_s=1), Script()) as it:
+        await it.worker.ensure_ready()
+        first = it.child.pid
+        assert it.worker.end_of(first) is None
+        await it.until("backoff")
+        assert it.worker.end_of(first).cause is ExitCause.EXITED
+        assert it.worker.end_of(first + 1) is None
+        await it.until("ready")
+        it.worker.stop()
+        await it.worker.stopped()
+        assert it.worker.end_of(it.child.pid).cause is ExitCause.STOPPED
+
+
+async def test_a_failure_says_whether_it_is_for_good(autojump_clock):
+    bad = ("error: invalid argument: --nonsense",)
+    async with watched(Script(exit_s=0.1, words=bad)) as it:
+        it.worker.start()
+        await it.until("failed")
+        assert it.changes[-1].permanent
+    async with watched(Script(exit_s=0.1)) as it:
+        it.worker.start()
+        await it.until("failed")
+        assert not it.changes[-1].permanent
+        assert it.changes[-1].retry_at > 0
 
 
 async def test_a_load_of_a_tenth_second_is_seen_within_milliseconds(autojump_clock):

@@ -45,6 +45,33 @@ async def test_becomes_ready_and_says_what_it_is(rig, engine, demo_small):
     assert worker.log.sequence > 0
 
 
+async def test_says_how_far_its_load_is_and_not_in_its_log(rig, worker):
+    child = worker._life.child
+    with trio.fail_after(20):
+        while child.load_fraction is None:  # a load so short may be over before it is heard of
+            await trio.sleep(0.005)
+    assert 0 <= child.load_fraction <= 1
+    assert all(0 <= fraction <= 1 for fraction in rig.progress)
+    assert not [line for line in worker.log.since(0) if "cmd_child" in line.text]
+    assert worker.statistics().load_fraction is None  # the load is over
+
+
+async def test_ends_with_the_daemon_that_holds_its_stdin(rig, worker):
+    before = len(rig.changes)
+    worker._life.child._stdin.close()  # as the kernel does for a daemon that was killed
+    with trio.fail_after(20):
+        await rig.until("m", "backoff", after=before)
+        await rig.until("m", "ready", after=before)
+
+
+async def test_a_stop_ends_it_with_status_zero(rig, worker):
+    with trio.fail_after(20):
+        child = worker._life.child
+        worker.stop(reason="test")
+        await worker.stopped()
+        assert await child.wait() == 0
+
+
 async def test_answers_a_plain_chat(worker):
     with trio.fail_after(20):
         status, body = await ask(worker, chat("hello", max_tokens=5))

@@ -33,6 +33,7 @@ class Rig:
         self.specs = {}
         self.changes = []
         self.reclaimed = []
+        self.progress = []
         self._changed = trio.Event()
         self.supervisor = None
         self._scope = trio.CancelScope()
@@ -53,6 +54,7 @@ class Rig:
             on_change=self._note,
             runtime_dir=self.runtime_dir,
             on_reclaimed=lambda model, seconds: self.reclaimed.append((model, seconds)),
+            on_progress=lambda _model, fraction: self.progress.append(fraction),
         )
         with self._scope:
             await self.supervisor.run(task_status=task_status)

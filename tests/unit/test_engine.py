@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,15 @@ def _packages(monkeypatch, installed):
     monkeypatch.setattr(
         engine_module.importlib.util,
         "find_spec",
-        lambda name: object() if name in installed else None,
+        lambda name: ModuleSpec(name, None) if name in installed else None,
     )
+
+
+def test_an_engine_that_can_say_how_far_a_load_is_is_told_by_its_files(tmp_path, no_packages):
+    path = llama_server(tmp_path)
+    assert not find_engine(str(path), gpu_present=False).reports
+    (tmp_path / "libllama-server-impl.so").write_bytes(b"x" * 99 + b"cmd_child_to_router:state:%s")
+    assert find_engine(str(path), gpu_present=False).reports
 
 
 def script(directory: Path, body: str, name: str = "llama-server") -> Path:
