@@ -10,12 +10,15 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 from msgspec.structs import replace
 
 from llmd import __version__
 from llmd.admin import protocol as p
 from llmd.admin.calls import Refused
+
+R = TypeVar("R")
 
 GIB = 1 << 30
 _LIMIT = 133 * GIB
@@ -244,12 +247,46 @@ class Demo:
             number += 1
             yield _log_line(number, self._clock())
 
+    async def call(self, command: p.Command[R]) -> R:
+        """Answer any command."""
+        answer = await self._answer(command)
+        if answer is None:
+            raise _refused("not_supported", "the demo only plays a daemon; it cannot do this")
+        return cast("R", answer)
+
+    async def _answer(self, asked: p.Command[Any]) -> object:
+        now = self._clock()
+        workers, live = self._workers(now), self._requests(now)
+        if isinstance(asked, p.Switch):
+            return await self.switch(
+                asked.model, evict=asked.evict, add=asked.add, if_gen=asked.if_gen,
+                dry_run=asked.dry_run,
+            )  # fmt: skip
+        if isinstance(asked, p.Load):
+            return await self.switch(asked.model, add=True, if_gen=asked.if_gen)
+        if isinstance(asked, p.Unload):
+            return await self.unload(asked.model, if_gen=asked.if_gen)
+        if isinstance(asked, p.Cancel):
+            wanted = [r for r in live.values() if asked.model in ("", r.model)]
+            wanted = [r for r in wanted if asked.key in ("", r.key)]
+            return await self.cancel(*(asked.requests or [r.id for r in wanted]))
+        if isinstance(asked, p.GetStatus):
+            shown = tuple(workers.values())
+            return p.Status(daemon=self._daemon(), totals=self._totals(now), workers=shown)
+        if isinstance(asked, p.GetRequests):
+            return p.Requests(requests=tuple(live.values()), total=len(live))
+        if isinstance(asked, p.GetModels):
+            return p.Models(models=tuple(map(_model, workers.values())))
+        if isinstance(asked, p.GetVersion):
+            return p.Version(version=__version__, protocol=p.PROTOCOL, engine="a play")
+        return None
+
     async def why(self, request: str) -> p.Story:
         """Return a request's story."""
         found = self._requests(self._clock()).get(request)
         if found is None:
             raise _refused("request_not_found", "no such request")
-        return p.Story(request=found, steps=(found.why,) if found.why else ())
+        return p.Story(request=found, steps=_steps(found))
 
     async def cancel(self, *requests: str) -> p.Cancelled:
         """End requests."""
@@ -269,6 +306,7 @@ class Demo:
         *,
         evict: Sequence[str] = (),
         add: bool = False,
+        drain_s: float | None = None,
         force: bool = False,
         if_gen: int | None = None,
         dry_run: bool = False,
@@ -290,12 +328,14 @@ class Demo:
                 running=victim.running,
                 memory_bytes=victim.memory_bytes,
                 service_s=9.0,
+                service_p95_s=14.2,
             ),
         )
         plan = p.Plan(
             model=model, loaded=loaded, fits=True, add=add, evict=gone if goes else (),
             fits_beside=held + worker.estimate_bytes <= _LIMIT, queued=worker.waiting,
-            load_s=0.0 if loaded else worker.load_s, memory_bytes=worker.estimate_bytes,
+            load_s=0.0 if loaded else worker.load_s, load_measured=worker.starts > 0,
+            drain_s=drain_s or 0.0, auto_switch=True, memory_bytes=worker.estimate_bytes,
             held_bytes=held, limit_bytes=_LIMIT, generation=self._generation, state=worker.state,
             dry_run=dry_run, command=f"llmctl switch {model} --if-gen {self._generation}",
         )  # fmt: skip
@@ -308,7 +348,14 @@ class Demo:
             self._note(f"switch to {model}")
         return plan
 
-    async def unload(self, model: str, *, if_gen: int | None = None) -> p.Acted:
+    async def unload(
+        self,
+        model: str,
+        *,
+        drain_s: float | None = None,
+        force: bool = False,
+        if_gen: int | None = None,
+    ) -> p.Acted:
         """Take a model out of memory."""
         self._check(if_gen)
         self._generation += 1
@@ -329,15 +376,47 @@ class Demo:
             raise _refused("conflict", "what is loaded has changed meanwhile; look again")
 
 
+def _model(worker: p.Worker) -> p.Model:
+    return p.Model(
+        name=worker.model, state=worker.state, context=32_768, quantisation="Q4_K_M",
+        size_bytes=worker.estimate_bytes, estimate_bytes=worker.estimate_bytes,
+        capabilities=("chat",),
+    )  # fmt: skip
+
+
+def _steps(request: p.Request) -> tuple[p.Why, ...]:
+    """Return what a request waited for: others first, then what its row says."""
+    queued_at = request.queued_at or request.received_at
+    if request.why is not None:
+        ahead = p.Why(
+            at=queued_at, rule="behind", blockers=("r-8f1ea711",), position=request.position + 1,
+            detail="1 ahead, 4/4 slots busy",
+        )  # fmt: skip
+        return (ahead, replace(request.why, at=queued_at + 1.4, blockers=("r-8f21c04a",)))
+    if request.granted_at is None:
+        return ()
+    busy = p.Why(
+        at=queued_at, rule="slots_busy", blockers=("r-8f1b55f0",), position=1,
+        detail="4/4 slots busy",
+    )  # fmt: skip
+    return (busy, p.Why(at=request.granted_at, rule="granted", detail="slot 3 of 4"))
+
+
 def _refused(code: str, message: str) -> Refused:
     return Refused(p.Failure(code=code, message=message))
 
 
+_SAID = (
+    "0.00.052.301 I srv  update_slots: id 3 | task 812 | prompt processing, progress = 0.44",
+    "0.00.052.644 I slot release: id 1 | task 812 | stop processing: n_tokens = 1364",
+    "0.00.052.802 I srv  log_server_r: done request: POST /v1/chat/completions 127.0.0.1 200",
+    "0.00.053.120 W slot update_slots: id 1 | context shift is disabled, truncated = 1",
+    "0.00.053.377 D slot print_timing: id 0 | eval time = 2471.20 ms, 53.01 tokens per second",
+    "0.00.053.910 I srv  params_from_: Chat format: Hermes 2 Pro",
+    "0.00.054.404 E srv  send_error: task id = 815, error: the request exceeds the context size",
+)
+
+
 def _log_line(number: int, at: float) -> p.LogLine:
-    texts = (
-        "srv  update_slots: id 3 | prompt progress 0.44",
-        "slot release: id 1 | task 812 | stop processing: n_past = 1364, truncated = 0",
-        "srv  log_server_r: request: POST /v1/chat/completions 200",
-        "W slot 1: context shift is disabled",
-    )
-    return p.LogLine(seq=number + 1, at=at, stream="stderr", text=texts[number % len(texts)])
+    text = _SAID[number * number % len(_SAID)]
+    return p.LogLine(seq=number + 1, at=at, stream="stderr", text=text)

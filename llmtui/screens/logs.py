@@ -1,204 +1,354 @@
-"""A worker's log: it follows, can be searched, and is never believed."""
+"""A worker's log: followed over restarts of the worker and of the daemon, and searched."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Sequence
+from contextlib import aclosing
+from pathlib import Path
 from typing import ClassVar
 
-from rich.style import Style
-from textual import on
+from rich.cells import cell_len
+from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.containers import Vertical
 from textual.content import Content
-from textual.geometry import Size
-from textual.screen import ModalScreen
-from textual.scroll_view import ScrollView
-from textual.strip import Strip
-from textual.widgets import Input
+from textual.widgets import Input, Static
 
 from llmd.admin import protocol as p
 from llmd.admin.calls import AdminError
 from llmd.admin.framing import clean
-from llmtui.form import fit
-from llmtui.widgets.paint import strip
+from llmtui.form import count
+from llmtui.screens.desk import Desk
+from llmtui.screens.flow import as_text, plain
+from llmtui.screens.loglines import ALL, RING, Level, LogPage, saved_text
+from llmtui.screens.logview import LogView
+from llmtui.screens.saving import file_name, save
+from llmtui.screens.story import clock
+from llmtui.screens.window import Hint, Window
 
-RING = 20_000
-FIRST = 500
-
-
-class LogView(ScrollView, can_focus=True):
-    """The lines, of which only the visible ones are drawn."""
-
-    def __init__(self, colours: Mapping[str, Style]) -> None:
-        super().__init__(id="log")
-        self.lines: deque[p.LogLine] = deque(maxlen=RING)
-        self.colours = colours
-        self.following = True
-        self.word = ""
-
-    def add(self, lines: list[p.LogLine]) -> None:
-        """Show more lines."""
-        self.lines.extend(lines)
-        self.virtual_size = Size(self.size.width, len(self.lines))
-        if self.following:
-            self.scroll_end(animate=False, force=True)
-        self.refresh()
-
-    def hits(self) -> list[int]:
-        """Return the rows that hold the word that is searched."""
-        word = self.word.lower()
-        if not word:
-            return []
-        return [row for row, line in enumerate(self.lines) if word in line.text.lower()]
-
-    def render_line(self, y: int) -> Strip:
-        """Return one line of what is visible."""
-        row = y + self.scroll_offset.y
-        ground, width = self.rich_style, self.size.width
-        if row >= len(self.lines):
-            return strip([], width, self.colours, ground)
-        line = self.lines[row]
-        at = time.strftime(" %H:%M:%S ", time.localtime(line.at))
-        hit = bool(self.word) and self.word.lower() in line.text.lower()
-        lowered = line.text[:200].lower()
-        style = "accent" if line.stream == "llmd" else ""
-        if "error" in lowered or "fail" in lowered:
-            style = "bad"
-        elif "warn" in lowered:
-            style = "warn"
-        text = fit(line.text, max(1, width - len(at) - 1))
-        return strip([(at, "dim"), (text, style)], width, self.colours, ground, cursor=hit)
+FIRST = 1000
+_RETRY_S = 1.0
+_SAID_S = 8.0
+_BATCH = 256
 
 
-class Logs(ModalScreen[None]):
-    """A window with one worker's log.
+class Logs(Window[None]):
+    """One worker's log, over the whole screen.
 
     Args:
+        desk: What it works with.
         model: Whose.
-        follow: Starts the stream of its lines; raises `AdminError` when there is none.
+        places: Where a saved log goes, the first that takes it; () = here, then the home.
     """
 
+    DEFAULT_CSS = """
+    Logs .frame { width: 100%; height: 100%; padding: 0; }
+    Logs .hints { margin: 0 1; width: 1fr; }
+    Logs #search { height: 1; border: none; padding: 0 1; background: $surface; display: none; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q", "leave", show=False),
-        Binding("f,F", "follow", show=False),
-        Binding("slash", "search", show=False),
-        Binding("n", "next(1)", show=False),
-        Binding("N", "next(-1)", show=False),
-        Binding("j,down", "scroll(1)", show=False),
-        Binding("k,up", "scroll(-1)", show=False),
-        Binding("g,home", "edge(0)", show=False),
-        Binding("G,end", "edge(1)", show=False),
+        Binding("f,F", "follow", show=False, id="logs.follow"),
+        Binding("w", "wrap", show=False, id="logs.wrap"),
+        Binding("t", "time", show=False, id="logs.time"),
+        Binding("slash", "search", show=False, id="logs.search"),
+        Binding("n", "next(1)", show=False, id="logs.next"),
+        Binding("N", "next(-1)", show=False, id="logs.previous"),
+        Binding("1", "level(1)", show=False, id="logs.errors"),
+        Binding("2", "level(2)", show=False, id="logs.warnings"),
+        Binding("3", "level(3)", show=False, id="logs.info"),
+        Binding("4", "level(4)", show=False, id="logs.trace"),
+        Binding("5", "level(5)", show=False, id="logs.debug"),
+        Binding("0", "level(5)", show=False, id="logs.all"),
+        Binding("m", "mark", show=False, id="logs.mark"),
+        Binding("ctrl+s", "save", show=False, id="logs.save"),
+        Binding("left,h", "pan(-1)", show=False, id="logs.left"),
+        Binding("right,l", "pan(1)", show=False, id="logs.right"),
+        Binding("q", "leave", show=False, id="logs.back"),
     ]
 
-    def __init__(
-        self,
-        model: str,
-        follow: Callable[[], AsyncIterator[p.LogLine]],
-        colours: Mapping[str, Style],
-    ) -> None:
-        super().__init__()
+    def __init__(self, desk: Desk, model: str, *, places: Sequence[Path] = ()) -> None:
+        super().__init__(desk)
         self._model = model
-        self._follow = follow
-        self._view = LogView(colours)
-        self._new: list[p.LogLine] = []
+        self._places = places
+        self._view = LogView(LogPage(RING), desk.colours, ascii_only=desk.look().ascii_only)
+        self._new: list[p.LogLine | str] = []
         self._trouble = ""
+        self._seen = 0
+        self._daemon: tuple[int, float] | None = None
+        self._note = ("", 0.0)
+        self._titled: tuple[str, str, str] = ("", "", "")
 
     def compose(self) -> ComposeResult:
         """Lay the window out."""
-        yield self._view
-        search = Input(placeholder="search", id="search", compact=True)
-        search.display = False
-        yield search
+        with Vertical(classes="frame") as frame:
+            frame.set_class(self.look.ascii_only, "plain")
+            yield self._view
+            yield Input(
+                placeholder="search: enter goes to a match, esc ends", id="search", compact=True
+            )
+            yield Static("", classes="hints tight", markup=False)
 
     def on_mount(self) -> None:
         """Begin to read."""
         self._view.focus()
-        self._titles()
-        self.run_worker(self._read(), exclusive=True)
-        self.set_interval(0.25, self._paint)
+        self.set_interval(0.25, self.repaint)
+        self.call_after_refresh(self.repaint)
+        self._read()
 
+    # --- reading ----------------------------------------------------------------------------
+
+    @work(exclusive=True, group="log")
     async def _read(self) -> None:
-        try:
-            async for line in self._follow():
+        """Read until the window is closed, from whichever daemon there is."""
+        while True:
+            try:
+                await self._follow()
+                trouble = "the daemon hung up"
+            except AdminError as error:
+                trouble = clean(str(error))
+            if not self._trouble:
+                self._new.append(f"lost the daemon {clock(self.desk.now())}")
+            self._trouble = trouble
+            await asyncio.sleep(_RETRY_S)
+
+    async def _follow(self) -> None:
+        """Read one connection to its end; lines that were seen before are passed over."""
+        lines = self.desk.source().follow(self._model, lines=FIRST)
+        async with aclosing(lines) as stream:  # type: ignore[type-var]
+            async for line in stream:
+                self._greet()
+                if line.seq <= self._seen:
+                    continue
+                if self._seen and line.seq > self._seen + 1:
+                    self._new.append(f"{line.seq - self._seen - 1} lines were missed")
+                self._seen = line.seq
                 self._new.append(line)
                 if len(self._new) > RING:
-                    del self._new[:-RING]
-                if len(self._new) % 256 == 0:
+                    del self._new[: -RING // 2]
+                if len(self._new) % _BATCH == 0:
                     await asyncio.sleep(0)
-            self._trouble = "ended"
-        except AdminError as error:
-            self._trouble = clean(str(error))
 
-    def _paint(self) -> None:
-        if self._new:
-            new, self._new = self._new, []
-            self._view.add(new)
-        self._titles()
+    def _greet(self) -> None:
+        """Notice a daemon that came back, and whether it is another one, whose lines begin anew."""
+        daemon = self.desk.state().daemon
+        which = None if daemon is None else (daemon.pid, daemon.started_at)
+        if self._trouble:
+            self._trouble = ""
+            other = which != self._daemon
+            self._new.append(
+                ("another daemon is here " if other else "the daemon is back ")
+                + clock(self.desk.now())
+            )
+            if other:
+                self._seen = 0
+        self._daemon = which or self._daemon
 
-    def _titles(self) -> None:
-        view = self._view
-        state = self._trouble or ("FOLLOW" if view.following else "held, f follows")
-        view.border_title = Content(f" LOG {clean(self._model)} ─ {state} ")
-        found = f"/{clean(view.word)} {len(view.hits())} hits  n next " if view.word else ""
-        view.border_subtitle = Content(f" {found}/ search  f follow  esc back ")
+    def _take(self) -> None:
+        """Show what was read since the last time."""
+        if not self._new:
+            return
+        new, self._new = self._new, []
+        gone = 0
+        for line in new:
+            if isinstance(line, str):
+                gone += self._view.page.mark(self.desk.now(), line)
+            else:
+                gone += self._view.page.add((line,))
+        self._view.fit(gone)
+
+    # --- drawing ----------------------------------------------------------------------------
+
+    def repaint(self) -> None:
+        """Draw what has come, and what the frame says."""
+        if not self.is_attached or not self.query("#log"):
+            return
+        self._take()
+        frame = self.query_one(".frame")
+        ascii_only = self.look.ascii_only
+        titled = (self.heading(), self._ring(), self.aside())
+        if titled != self._titled:
+            self._titled = titled
+            left, ring, aside = (plain(t) if ascii_only else t for t in titled)
+            rule = "-" if ascii_only else "─"
+            fill = self.size.width - 6 - cell_len(left) - cell_len(ring)
+            whole = f" {left} {rule * (fill - 2)} {ring} " if fill > 3 else f" {left} "
+            frame.border_title = Content(whole)
+            frame.border_subtitle = Content(f" {aside} ") if aside else None
+        hints = as_text([self._hints()], self._colours, ascii_only=ascii_only)
+        keys = self.query_one(".hints", Static)
+        if keys.content != hints:
+            keys.update(hints)
+
+    @property
+    def inner(self) -> int:
+        """Cells of a line."""
+        return max(20, self.app.size.width - 4)
+
+    def heading(self) -> str:
+        """Return whose log it is, and how it is looked at."""
+        view, page = self._view, self._view.page
+        worker = self.desk.state().workers.get(self._model)
+        state = worker.state.upper() if worker else ""
+        parts = [f"Logs {clean(self._model)}", "LOST, trying again" if self._trouble else state]
+        parts.append("FOLLOW" if view.following else "HELD")
+        parts.append("wrap" if view.wrapped else "")
+        if page.level < ALL:
+            parts.append(_LEVELS[page.level])
+        if page.word:
+            parts.append(f"/{clean(page.word)} {page.place or '-'}/{page.hits}")
+        return "  ".join(part for part in parts if part)
+
+    def _ring(self) -> str:
+        page = self._view.page
+        return f"{count(len(page))} of ring {count(page.ring)}"
+
+    def aside(self) -> str:
+        """Return what was done last, or what is wrong."""
+        text, until = self._note
+        return text if self.desk.now() < until else self._trouble
+
+    def hints(self) -> Sequence[Hint]:
+        """Return the keys."""
+        page = self._view.page
+        search: Hint = ("n/N", "match", True) if page.word else ("/", "search", True)
+        return (
+            ("f", "follow", True),
+            search,
+            ("1-5", "level", True),
+            ("0", "all", True),
+            ("w", "wrap", True),
+            ("esc", "back", True),
+            ("t", "time", True),
+            ("m", "mark", True),
+            ("ctrl+s", "save", True),
+            ("← →", "pan", not self._view.wrapped),
+        )
+
+    def _say(self, text: str) -> None:
+        self._note = (clean(text), self.desk.now() + _SAID_S)
+        self.repaint()
+
+    # --- keys -------------------------------------------------------------------------------
 
     def action_leave(self) -> None:
-        """Close the window, or what is being typed."""
-        search = self.query_one("#search", Input)
-        if search.display:
-            search.display = False
+        """Close what is typed, then the search, then the window."""
+        field = self.query_one("#search", Input)
+        if field.display:
+            field.display = False
             self._view.focus()
+            self._search("")
+        elif self._view.page.word:
+            self._search("")
         else:
             self.dismiss(None)
 
     def action_follow(self) -> None:
         """Follow the end, or hold still."""
         self._view.following = not self._view.following
-        if self._view.following:
-            self._view.scroll_end(animate=False)
-        self._titles()
+        self._view.fit()
+        self.repaint()
 
-    def action_scroll(self, by: int) -> None:
-        """Scroll, which ends following."""
-        self._view.following = False
-        self._view.scroll_relative(y=by, animate=False)
+    def action_wrap(self) -> None:
+        """Break long lines, or do not."""
+        self._view.wrap()
+        self.repaint()
 
-    def action_edge(self, end: int) -> None:
-        """Go to the first line, or follow the last."""
-        self._view.following = bool(end)
-        if end:
-            self._view.scroll_end(animate=False)
+    def action_time(self) -> None:
+        """Show times, or do not."""
+        self._view.time()
+        self.repaint()
+
+    def action_pan(self, by: int) -> None:
+        """Look at the rest of long lines."""
+        self._view.pan(by)
+
+    def action_level(self, level: int) -> None:
+        """Show lines of this level and above."""
+        self._view.levels(Level(level))
+        self.repaint()
+
+    def action_mark(self) -> None:
+        """Put a mark behind the last line."""
+        now = self.desk.now()
+        self._take()
+        self._view.fit(self._view.page.mark(now, f"marker {clock(now)[:8]}"))
+        self.repaint()
+
+    def action_scroll_by(self, rows: int) -> None:
+        """Scroll, which ends following; going to the end begins it."""
+        view = self._view
+        if rows >= 1000:
+            view.following = True
+            view.fit()
         else:
-            self._view.scroll_home(animate=False)
+            view.following = False
+            view.go_to(view.scroll_offset.y + rows)
+        self.repaint()
+
+    # --- searching --------------------------------------------------------------------------
 
     def action_search(self) -> None:
         """Ask what to search."""
-        search = self.query_one("#search", Input)
-        search.display = True
-        search.focus()
+        field = self.query_one("#search", Input)
+        field.value = self._view.page.word
+        field.display = True
+        field.focus()
+
+    def _search(self, word: str) -> None:
+        self._view.page.search(word)
+        self._view.refresh()
+        self.repaint()
+
+    @on(Input.Changed, "#search")
+    def searching(self, event: Input.Changed) -> None:
+        """Light what is found while it is typed."""
+        if event.input.display:
+            self._search(event.value)
 
     @on(Input.Submitted, "#search")
     def searched(self, event: Input.Submitted) -> None:
-        """Search, from the end on."""
-        self._view.word = event.value
+        """Go to the match that is nearest to what is in sight."""
         event.input.display = False
         self._view.focus()
-        self.action_next(-1)
+        self._go(-1 if self._view.following else 1)
 
-    def action_next(self, step: int) -> None:
-        """Go to the next line that holds the word, or the one before."""
-        rows = self._view.hits()
-        if not rows:
-            self._view.refresh()
+    def action_next(self, by: int) -> None:
+        """Go to the next match, or the one before."""
+        self._go(by)
+
+    def _go(self, by: int) -> None:
+        view = self._view
+        end = view.page.rows if view.following else view.scroll_offset.y
+        row = view.page.step(by, end)
+        if row is not None:
+            view.show(row)
+        elif view.page.word:
+            self._say(f"nothing matches {view.page.word}")
+        self.repaint()
+
+    # --- saving -----------------------------------------------------------------------------
+
+    @work(exclusive=True, group="save")
+    async def action_save(self) -> None:
+        """Save every line that is kept, hidden ones included, to a new file."""
+        self._take()
+        now, page = self.desk.now(), self._view.page
+        title = f"log of {self._model}, the last {len(page)} lines"
+        places = self._places or (Path.cwd(), Path.home())
+        text = saved_text(page, title)
+        try:
+            path = await asyncio.to_thread(save, text, file_name(self._model, now), places)
+        except OSError as error:
+            self._say(f"not saved: {error.strerror or error}")
             return
-        here = self._view.scroll_offset.y
-        ahead = [row for row in rows if row > here] if step > 0 else []
-        behind = [row for row in rows if row < here] if step < 0 else []
-        row = ahead[0] if ahead else behind[-1] if behind else rows[0 if step > 0 else -1]
-        self._view.following = False
-        self._view.scroll_to(y=row, animate=False)
-        self._view.refresh()
-        self._titles()
+        self._say(f"saved {len(page)} lines: {path}")
+
+
+_LEVELS = {
+    Level.ERROR: "errors only",
+    Level.WARN: "warnings and up",
+    Level.INFO: "info and up",
+    Level.TRACE: "trace and up",
+}

@@ -1,0 +1,52 @@
+"""What a window over the main screen works with: everything that it does not own, handed in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from rich.style import Style
+
+from llmtui.link import Source
+from llmtui.rows import Look
+from llmtui.state import State
+
+
+def _silent(text: str, style: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The app, as far as its windows need it.
+
+    Attributes:
+        state: Returns what was heard last, also while the board is paused.
+        source: Returns what to ask; raises `Unreachable` while the link is lost.
+        colours: A style for each style name.
+        look: Returns how things are drawn.
+        can_write: Tells whether actions may be offered now.
+        say: Shows a line and its style on the board for some seconds.
+        now: Unix seconds.
+    """
+
+    state: Callable[[], State]
+    source: Callable[[], Source]
+    colours: Mapping[str, Style]
+    look: Callable[[], Look] = Look
+    can_write: Callable[[], bool] = lambda: True
+    say: Callable[[str, str], None] = field(default=_silent)
+    now: Callable[[], float] = time.time
+
+    @property
+    def live(self) -> bool:
+        """True while the daemon is heard."""
+        return self.state().link == "live"
+
+    @property
+    def refusal(self) -> str:
+        """Why nothing may be done now; "" when it may."""
+        if self.can_write():
+            return ""
+        return "read-only: this socket lets you look" if self.live else "not connected"
