@@ -181,10 +181,11 @@ class Daemon:
         self.admin.open()  # first, so that a second daemon is told before it does anything
         try:
             bound = self._bind()
-            async with trio.open_nursery() as last:  # operators watch the rest start and end
-                await last.start(self.admin.run)
-                await self._run(bound, task_status)
-                last.cancel_scope.cancel()
+            with self.services.pump.attach():
+                async with trio.open_nursery() as last:  # operators watch the rest start and end
+                    await last.start(self.admin.run)
+                    await self._run(bound, task_status)
+                    last.cancel_scope.cancel()
         finally:
             self.admin.close()
         log(_log, "stopped")

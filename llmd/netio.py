@@ -15,6 +15,8 @@ from collections.abc import Callable
 
 import trio
 
+from llmd.pump import Pump, Readable
+
 MAX_RECEIVE_BYTES = 65536
 
 
@@ -43,6 +45,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
         self._closed = False
         self._torn = False
         self._receiving = False
+        self._pump: Pump | None = None
 
     def send_now(self, data: bytes | bytearray | memoryview) -> int:
         """Send as much as the kernel takes at once, and return how many bytes that was.
@@ -128,6 +131,24 @@ class SocketStream(trio.abc.HalfCloseableStream):
         finally:
             self._receiving = False
 
+    async def pumped(self, pump: Pump, readable: Readable) -> None:
+        """Have `pump` call `readable` whenever there are bytes, until it returns True.
+
+        Raises:
+            trio.ClosedResourceError: This side was closed, before or meanwhile.
+        """
+        if self._closed:
+            raise trio.ClosedResourceError
+        if self._receiving:
+            raise trio.BusyResourceError("another task is receiving")
+        self._receiving = True
+        self._pump = pump
+        try:
+            await pump.run(self.socket, readable)
+        finally:
+            self._pump = None
+            self._receiving = False
+
     def _ended(self) -> None:
         if self.on_eof is not None:
             told, self.on_eof = self.on_eof, None
@@ -146,6 +167,8 @@ class SocketStream(trio.abc.HalfCloseableStream):
         """Close now, without yielding; waiters get ClosedResourceError. Idempotent."""
         if not self._closed:
             self._closed = True
+            if self._pump is not None:
+                self._pump.notify_closing(self.socket)
             trio.lowlevel.notify_closing(self.socket)
             self.socket.close()
 

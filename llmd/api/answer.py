@@ -102,9 +102,20 @@ class Answer:
             self._record.response_bytes += len(data)
         return left
 
+    def framed_now(self, chunk: bytes) -> bytes | None:
+        """Do as `more_now` with bytes that are one whole chunk of a chunked body already."""
+        left = self._connection.send_framed_now(chunk)
+        if left is not None:
+            self._record.response_bytes += len(chunk) - chunk.index(b"\r\n") - 4
+        return left
+
     async def rest(self, left: bytes) -> None:
         """Send what `more_now` left."""
         await self._connection.send_rest(left)
+
+    def all_said(self) -> None:
+        """Nothing is left but the form: a client that leaves now has not abandoned its request."""
+        self._connection.unwatch()
 
     async def end(self) -> None:
         """End a streamed answer."""

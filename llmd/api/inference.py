@@ -300,6 +300,7 @@ class Inference:
             upstream,
             call.answer,
             record,
+            pump=self._services.pump,
             choices=parsed.choices,
             keepalive_s=self._keepalive_s if parsed.stream else math.inf,
             stall_s=self._stall_s,

@@ -18,6 +18,7 @@ from llmd.api.sse import Splitter, Usage, plain_usage
 from llmd.api.tidings import completion_id, parse_progress
 from llmd.core.record import RequestRecord
 from llmd.errors import BadWorkerResponse, WorkerDied, WorkerStalled
+from llmd.pump import Pump
 from llmd.workers.upstream import Upstream, UpstreamResponse
 
 _T = TypeVar("_T")
@@ -34,6 +35,7 @@ class Relay:
         upstream: The way to the worker that the lease is for.
         answer: Where it goes.
         record: Written as it happens: first byte, events.
+        pump: Serves a stream whose events come one at a time.
         choices: Answers that the request wants for each prompt.
         keepalive_s: Silence after which a streaming client gets a comment; inf = never.
         stall_s: Silence of the worker after which `suspect` is called; inf = never.
@@ -49,6 +51,7 @@ class Relay:
         answer: Answer,
         record: RequestRecord,
         *,
+        pump: Pump,
         choices: int,
         keepalive_s: float,
         stall_s: float,
@@ -57,6 +60,7 @@ class Relay:
         self._upstream = upstream
         self._answer = answer
         self._record = record
+        self._pump = pump
         self._choices = choices
         self._keepalive_s = keepalive_s
         self._stall_s = stall_s
@@ -65,6 +69,7 @@ class Relay:
         self.drop_progress = False
         self._heard = self._told = self._checked = 0.0
         self._pause_s = 0.0
+        self._unsent: bytes | None = b""
 
     async def exchange(self, target: bytes, body: bytes, assembler: Assembler | None) -> Usage:
         """Send the request, pass the answer on and return what it used.
@@ -135,24 +140,27 @@ class Relay:
         """Pass an SSE stream on, whole events at a time."""
         splitter, pace = Splitter(self._choices), Pace()
         while True:
-            unsent: bytes | None = b""
+            self._unsent = b""
             events = b""
             # one scope for many events, since a scope an event is a tenth of its cost; nothing
             # that it could interrupt loses bytes, which is why sends that wait are outside
             with trio.CancelScope(deadline=self._silence_ends()) as scope:
-                while unsent == b"":
+                while self._unsent == b"":
                     events = await self._next_events(response, splitter, pace)
                     if not events:
                         break
-                    unsent = self._answer.more_now(events)
-            if scope.cancelled_caught:
+                    self._unsent = self._answer.more_now(events)
+                    if self._unsent == b"" and not self._pause_s:
+                        await self._pump_events(response, splitter, pace)
+            unsent = self._unsent
+            if unsent:
+                await self._answer.rest(unsent)
+            elif scope.cancelled_caught:
                 await self._mind_silence()
             elif not events:
                 break
             elif unsent is None:
                 await self._more(response, events)
-            else:
-                await self._answer.rest(unsent)
         if not splitter.finished:
             raise BadWorkerResponse("the worker's stream ended before its end")
         await self._answer.end()
@@ -181,9 +189,34 @@ class Relay:
             if record.first_byte_at is None and (self.drop_progress or splitter.generating):
                 record.first_byte(now)
             record.events += splitter.count
-            if not response.complete:
+            if splitter.finished:
+                self._answer.all_said()
+            elif not response.complete:
                 self._pause_s = pace.after_read(now, splitter.count)
             return events
+
+    async def _pump_events(
+        self, response: UpstreamResponse, splitter: Splitter, pace: Pace
+    ) -> None:
+        """Pass ordinary events on as they come, one at a time, without taking this task up.
+
+        Returns when something else is to be done: another event, a pause, what could not be sent.
+        """
+        record, answer, drop_progress = self._record, self._answer, self.drop_progress
+
+        def take(chunk: bytes, now: float) -> bool | None:
+            if not splitter.ordinary(chunk) or (drop_progress and PROGRESS in chunk):
+                return None
+            left = answer.framed_now(chunk)
+            if left is None:  # not on this connection, not any more
+                return None
+            splitter.passed()
+            record.events += 1
+            self._heard, self._unsent = now, left
+            self._pause_s = pace.after_read(now, 1)
+            return left != b"" or self._pause_s > 0.0
+
+        await response.pumped(self._pump, take)
 
     def _note(self, events: bytes) -> None:
         """Keep what events up to the first token tell: how far the prompt is, the worker's id."""

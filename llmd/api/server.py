@@ -227,6 +227,10 @@ class Connection:
         if self.gone:
             self._ended()
 
+    def unwatch(self) -> None:
+        """Tell the request that is being served no more."""
+        self._on_disconnect = None
+
     def send_chunk_now(self, data: bytes) -> bytes | None:
         """Send more of a body that is being sent in chunks, as far as the kernel takes it.
 
@@ -237,14 +241,18 @@ class Connection:
             What is left for `send_rest`, b"" when all has gone; None when this connection cannot
             do it: encrypted, another framing, no body begun.
         """
+        return self.send_framed_now(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def send_framed_now(self, chunk: bytes) -> bytes | None:
+        """Do as `send_chunk_now` with what is framed as a chunk already."""
         if self._tls is not None or not self._protocol.chunked or self._closing:
             return None
-        framed = b"%x\r\n%b\r\n" % (len(data), data)
         try:
-            return framed[self._socket_stream.send_now(framed) :]
+            sent = self._socket_stream.send_now(chunk)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._ended()
             return b""
+        return b"" if sent == len(chunk) else chunk[sent:]
 
     async def send_rest(self, rest: bytes) -> None:
         """Send what `send_chunk_now` left."""

@@ -16,6 +16,7 @@ from llmd.fleet import Fleet
 from llmd.models.catalog import Catalog, CatalogModel
 from llmd.observe.metrics import Metrics
 from llmd.operations import Operations
+from llmd.pump import Pump
 from llmd.registry import Registry
 from llmd.scheduler import Scheduler
 from llmd.workers.supervisor import Supervisor
@@ -43,6 +44,7 @@ class Services:
     scheduler: Scheduler
     supervisor: Supervisor
     metrics: Metrics
+    pump: Pump = field(default_factory=Pump)
     preloading: bool = False
     draining: bool = False
     started_at: float = field(default_factory=time.time)

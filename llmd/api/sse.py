@@ -18,6 +18,7 @@ MAX_EVENT_BYTES = 1 << 25
 """Longest event taken: the last one of a `/completion` repeats the whole prompt."""
 
 _END = b"\n\n"
+_CHUNK_END = b"\n\n\r\n"  # of a chunk that ends with an event
 _DATA = b"data: "
 _DONE = b"data: [DONE]"
 _NULL = b"data: null"  # only says that a prompt has begun
@@ -165,6 +166,24 @@ class Splitter:
         ) or _TIMINGS in data:
             self._look(data)
         return data
+
+    def ordinary(self, chunk: bytes) -> bool:
+        """Tell whether a chunk is one event like most; `passed` counts it then.
+
+        Args:
+            chunk: As it came, the framing of its chunk included.
+        """
+        return (
+            chunk.endswith(_CHUNK_END)
+            and chunk.count(_END) == 1
+            and (_UNFINISHED in chunk or _UNSTOPPED in chunk)
+            and _TIMINGS not in chunk
+            and not self._pending
+        )
+
+    def passed(self) -> None:
+        """Count an event that was passed on without `feed`."""
+        self._events += 1
 
     def usage(self) -> Usage:
         """Return what has been used until now; final once the stream has ended."""

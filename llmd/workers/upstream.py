@@ -7,17 +7,19 @@ closes the connection, which is how a llama-server is told to stop generating.
 
 from __future__ import annotations
 
+import functools
 import socket
 import struct
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import httptools
 import trio
 
 from llmd.errors import BadWorkerResponse, WorkerDied
-from llmd.netio import SocketStream
+from llmd.netio import MAX_RECEIVE_BYTES, SocketStream
+from llmd.pump import Pump
 
 MAX_HEAD_BYTES = 65536
 MAX_IDLE_CONNECTIONS = 64
@@ -27,6 +29,7 @@ class _Connection:
     """One connection and the answer that is read from it; `on_*` are httptools' callbacks."""
 
     __slots__ = (
+        "between_chunks",
         "body",
         "done",
         "head_bytes",
@@ -36,6 +39,7 @@ class _Connection:
         "started",
         "status",
         "stream",
+        "unread",
     )
 
     def __init__(self, sock: socket.socket) -> None:
@@ -51,6 +55,8 @@ class _Connection:
         self.started = False  # the head is complete
         self.done = False
         self.keep_alive = False
+        self.between_chunks = False
+        self.unread = b""
 
     # callbacks of httptools
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -66,7 +72,11 @@ class _Connection:
             self.headers.clear()
 
     def on_body(self, data: bytes) -> None:
+        self.between_chunks = False
         self.body.append(data)
+
+    def on_chunk_complete(self) -> None:
+        self.between_chunks = True
 
     def on_message_complete(self) -> None:
         if self.started:
@@ -147,6 +157,43 @@ class UpstreamResponse:
         data = body[0] if len(body) == 1 else b"".join(body)
         body.clear()
         return data
+
+    async def pumped(self, pump: Pump, take: Callable[[bytes, float], bool | None]) -> None:
+        """Hand each chunk of a chunked body to `take` as it stands, framing included.
+
+        A stream of tokens has each in a chunk of its own, which a relay needs no parser for. The
+        pumping ends, with nothing lost, when something else comes, or when `take` says so:
+        `receive` goes on from there.
+
+        Args:
+            pump: What calls `take`.
+            take: Gets a chunk and trio's time, under the rules of `llmd.pump.Readable`. Returns
+                None to have the chunk back in `receive`, else whether the pumping is to end.
+
+        Raises:
+            WorkerDied: The connection was closed meanwhile.
+        """
+        connection = self._connection
+        if connection is None or not connection.between_chunks or connection.body:
+            return
+        recv = connection.stream.socket.recv
+
+        def readable(now: float) -> bool:
+            try:
+                data = recv(MAX_RECEIVE_BYTES)
+            except OSError as error:  # a broken connection is found again by `receive`
+                return not isinstance(error, BlockingIOError)
+            if data.endswith(b"\r\n") and data.startswith(chunk_head(len(data))):
+                ended = take(data, now)
+                if ended is not None:
+                    return ended
+            connection.unread = data  # what it is, `receive` finds out
+            return True
+
+        try:
+            await connection.stream.pumped(pump, readable)
+        except trio.ClosedResourceError as error:
+            raise WorkerDied(f"the worker's connection broke: {error}", answered=True) from error
 
     @property
     def complete(self) -> bool:
@@ -267,8 +314,9 @@ class Upstream:
 
     async def _feed(self, connection: _Connection, *, answered: bool) -> None:
         """Wait for bytes and parse them."""
+        data, connection.unread = connection.unread, b""
         try:
-            data = await connection.stream.receive_some()
+            data = data or await connection.stream.receive_some()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._discard(connection)
             raise WorkerDied(
@@ -307,6 +355,19 @@ class Upstream:
         self._idle.clear()
         for connection in list(self._open):
             self._discard(connection)
+
+
+@functools.cache
+def chunk_head(size: int) -> bytes:
+    """Return how one whole chunk of `size` bytes, framing included, begins as llama-server says it.
+
+    A stream repeats few sizes, and only those of up to `MAX_RECEIVE_BYTES` are asked for.
+    """
+    for digits in range(1, 6):
+        head = b"%x\r\n" % max(size - digits - 4, 0)
+        if len(head) == digits + 2 and head != b"0\r\n":  # which is the end of a body
+            return head
+    return b"\n"  # no chunk begins so
 
 
 def peer_pid(sock: socket.socket) -> int:

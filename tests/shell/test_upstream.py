@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from llmd.errors import BadWorkerResponse, WorkerDied
+from llmd.pump import Pump
 from llmd.workers.upstream import Upstream
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -229,3 +230,115 @@ async def test_closing_the_upstream_ends_what_runs(tmp_path):
             upstream.close()
         with pytest.raises(WorkerDied, match="stopping"):
             await upstream.request(b"POST", b"/", b"")
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "pumped", "received"),
+    [
+        ([b"1\r\nb\r\n", b"2\r\ncc\r\n", b"0\r\n\r\n"], [b"1\r\nb\r\n", b"2\r\ncc\r\n"], b""),
+        ([b"1\r\nb\r\n", b"2\r\nc", b"d\r\n0\r\n\r\n"], [b"1\r\nb\r\n"], b"cd"),
+        ([b"1\r\nb\r\n2\r\ncd\r\n", b"0\r\n\r\n"], [], b"bcd"),
+        ([b"2\r\nno\r\n", b"2\r\ncd\r\n", b"0\r\n\r\n"], [], b"nocd"),
+        ([b"2;x=y\r\ncd\r\n", b"0\r\n\r\n"], [], b"cd"),
+        ([b"02\r\ncd\r\n", b"0\r\n\r\n"], [], b"cd"),
+    ],
+    ids=["whole", "in pieces", "two at once", "refused", "extension", "other spelling"],
+)
+async def test_pumped_chunks_and_received_bytes_are_the_body(tmp_path, pieces, pumped, received):
+    """Each piece is one read of its own: the next is sent once the one before it was taken."""
+    go_on = [trio.Event() for _ in pieces]
+
+    async def handler(stream):
+        await read_request(stream)
+        await stream.send_all(CHUNKED + b"1\r\na\r\n")
+        for piece, event in zip(pieces, go_on, strict=True):
+            await event.wait()
+            await stream.send_all(piece)
+        await trio.sleep_forever()
+
+    waiting = iter(go_on)
+    taken = []
+
+    def tell() -> None:
+        event = next(waiting, None)
+        if event is not None:
+            event.set()
+
+    def take(chunk, _now):
+        if b"no" in chunk:
+            return None
+        taken.append(chunk)
+        trio.lowlevel.current_trio_token().run_sync_soon(tell)
+        return False
+
+    pump = Pump()
+    with pump.attach():
+        async with worker(tmp_path / "s", handler) as upstream:
+            response = await upstream.request(b"GET", b"/", b"")
+            await response.head()
+            assert await response.receive() == b"a"
+            tell()
+            await response.pumped(pump, take)
+            assert taken == pumped
+            rest = b""
+            while data := await _next_of(response, tell):
+                rest += data
+            assert rest == received
+            assert response.complete
+
+
+async def _next_of(response, tell):
+    """Receive; what is still held back is let go while it is waited for."""
+    async with trio.open_nursery() as nursery:
+
+        async def letting_go():
+            while True:
+                await trio.testing.wait_all_tasks_blocked()
+                tell()
+
+        nursery.start_soon(letting_go)
+        data = await response.receive()
+        nursery.cancel_scope.cancel()
+    return data
+
+
+async def test_a_worker_that_goes_while_pumped_is_a_death(tmp_path):
+    async def handler(stream):
+        await read_request(stream)
+        await stream.send_all(CHUNKED + b"1\r\na\r\n")
+
+    pump = Pump()
+    with pump.attach():
+        async with worker(tmp_path / "s", handler) as upstream:
+            response = await upstream.request(b"GET", b"/", b"")
+            await response.head()
+            assert await response.receive() == b"a"
+            await response.pumped(pump, lambda _chunk, _now: False)
+            with pytest.raises(WorkerDied):
+                await response.receive()
+
+
+async def test_an_upstream_that_is_closed_ends_the_pumping(tmp_path):
+    async def handler(stream):
+        await read_request(stream)
+        await stream.send_all(CHUNKED + b"1\r\na\r\n")
+        await trio.sleep_forever()
+
+    pump = Pump()
+    with pump.attach():
+        async with worker(tmp_path / "s", handler) as upstream:
+            response = await upstream.request(b"GET", b"/", b"")
+            await response.head()
+            assert await response.receive() == b"a"
+            async with trio.open_nursery() as nursery:
+
+                async def pumped():
+                    with pytest.raises(WorkerDied):
+                        await response.pumped(pump, lambda _chunk, _now: False)
+
+                nursery.start_soon(pumped)
+                await trio.testing.wait_all_tasks_blocked()
+                upstream.close()

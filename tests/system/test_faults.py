@@ -303,6 +303,33 @@ async def test_a_slow_reader_gets_all_and_holds_up_nobody(fake):
     await client.aclose()
 
 
+async def test_a_client_that_leaves_once_it_has_all_abandoned_nothing(fake):
+    client = await fake.open_chat(stream=True, max_tokens=7)
+    got = b""
+    while b"[DONE]" not in got:  # what may still come is the end of the chunks
+        got += await client.receive_some(1000)
+    await client.aclose()
+    await fake.until(lambda: not fake.handles())
+    assert (fake.last().state.value, fake.last().completion_tokens) == ("done", 7)
+
+
+async def test_a_slow_stream_is_relayed_without_waking_its_request(fake):
+    await fake.chat()
+    pump = fake.services.pump
+    served = pump.served
+    client = await fake.open_chat("[[token 0.01]]", stream=True, max_tokens=40)
+    got = b""
+    while b"[DONE]" not in got:
+        got += await client.receive_some(1000)
+    await client.aclose()
+    await fake.until(lambda: not fake.handles())
+    for number in range(40):
+        assert got.count(b'"w%d ' % number) == 1
+    assert pump.served - served > 20  # the others came together, or first, or last
+    assert fake.last().events == got.count(b"data: ")
+    assert fake.last().completion_tokens == 40
+
+
 async def test_requests_behind_each_other_on_one_connection_are_all_answered(fake):
     request = fake.raw("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]})
     stream = await fake.connect()

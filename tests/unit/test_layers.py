@@ -26,6 +26,7 @@ LAYERS: dict[str, int] = {
     "llmd.observe": 1,
     "llmd.store": 1,
     "llmd.netio": 1,
+    "llmd.pump": 1,
     "llmd.places": 0,
     "llmd.workers": 2,
     "llmd.scheduler": 3,
