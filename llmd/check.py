@@ -14,11 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO, TypeVar
 
+import msgspec
+
 from llmd.admin.directory import examine
 from llmd.admin.peercred import Rights
 from llmd.admin.socketfile import socket_path
 from llmd.api.origin import listen_allowed
-from llmd.config import Config, Loaded, load, runtime_dir, state_dir
+from llmd.config import Config, Loaded, ModelConfig, runtime_dir, state_dir, survey
 from llmd.config.faults import dotted
 from llmd.config.locate import KeyPath
 from llmd.errors import ConfigError, LlmdError
@@ -55,14 +57,14 @@ def report(
     Returns:
         0 for a config without faults, else 1.
     """
-    try:
-        loaded = load(path, env=env)
-    except ConfigError as error:
-        return _conclude(error.faults, err)
+    found = survey(path, env=env)
+    if found.loaded is None:
+        return _conclude(found.faults, err)
     box = total_memory_bytes() if memory_bytes is None else memory_bytes
-    check = _Check(loaded, env, box)
+    check = _Check(found.loaded, found.faults, env, box)
     lines = check.run(find)
-    _write(out, lines)
+    if not found.faults:  # defaults in the place of what is faulty would only mislead
+        _write(out, lines)
     _write(err, (f"llmd: warning: {warning}" for warning in check.warnings))
     return _conclude(check.faults, err)
 
@@ -82,8 +84,10 @@ def _write(stream: TextIO, lines: Iterable[str]) -> None:
 class _Check:
     """One check of one config; `faults` and `warnings` are what it found."""
 
-    def __init__(self, loaded: Loaded, env: Mapping[str, str], memory_bytes: int) -> None:
-        self.faults: list[str] = []
+    def __init__(
+        self, loaded: Loaded, faults: Iterable[str], env: Mapping[str, str], memory_bytes: int
+    ) -> None:
+        self.faults: list[str] = list(faults)
         self.warnings: list[str] = list(loaded.warnings)
         self._loaded = loaded
         self._config = loaded.config
@@ -100,12 +104,13 @@ class _Check:
         self._try(lambda: listen_allowed(config.server.host, has_keys=keys, allow_open=allow_open))
         engine = self._try(lambda: find(config.llama.binary))
         models_dir = Path(config.llama.models_dir) if config.llama.models_dir else None
-        catalog = Catalog.load(config.models, models_dir)
+        catalog = Catalog.load(_sound(config.models), models_dir)
         self._explicit = [model for model in catalog.models if model.explicit]
         self.faults += map(self._placed, catalog.faults)
         self.warnings += catalog.warnings
         if models_dir is None and not config.models:
-            self.faults.append("there are no models: set llama.models_dir or add [[models]]")
+            if not self._told("models", "llama.models_dir"):
+                self.faults.append("there are no models: set llama.models_dir or add [[models]]")
         elif not catalog.models and not catalog.faults:
             self.warnings.append(f"there is no model in {models_dir}")
         self._names(catalog)
@@ -197,6 +202,7 @@ class _Check:
             for index, name in enumerate(key.models):
                 named.append((("api_keys", number, "models", index), name))
         known = {name for model in catalog.models for name in (model.name, *model.aliases)}
+        known.update(name for entry in config.models for name in (entry.name, *entry.aliases))
         for path, name in named:
             if name and name not in known:
                 near = difflib.get_close_matches(name, [model.name for model in catalog.models], 1)
@@ -217,6 +223,11 @@ class _Check:
             self.faults.append(error.message)
         return None
 
+    def _told(self, *keys: str) -> bool:
+        """Tell whether there is a fault of one of these keys, or of what is below it."""
+        below = "|".join(map(re.escape, keys))
+        return any(re.search(rf"(^|: )({below})(\[|\.|:)", fault) for fault in self.faults)
+
     def _placed(self, fault: str) -> str:
         """Return a fault of another room with the line before it, where it names a key."""
         if fault.startswith("models."):
@@ -229,15 +240,29 @@ class _Check:
     def _place_of_model(self, fault: str) -> str:
         """Return where the entry is that a fault such as `models.NAME.key: ...` is about."""
         names = {model.config.path or model.hf: model.name for model in self._explicit}
-        places = [
-            self._loaded.where(("models", index))
+        meant = [
+            (index, entry)
             for index, entry in enumerate(self._config.models)
             if re.match(
                 rf"models\.{re.escape(entry.name or names.get(entry.path or entry.hf, ''))}[:.]",
                 fault,
             )
         ]
-        return places[-1] if places else ""  # of two with one name, the later is the surplus one
+        # of two with one name it is the one whose file is named, else the later, surplus one
+        meant = [(i, entry) for i, entry in meant if f": {entry.path}: " in fault] or meant
+        return self._loaded.where(("models", meant[-1][0])) if meant else ""
+
+
+def _sound(entries: Iterable[ModelConfig]) -> list[ModelConfig]:
+    """Return the entries that can be looked at, without names that have a fault already."""
+    found, seen = [], set[str]()
+    for entry in entries:
+        if bool(entry.path) == bool(entry.hf) or entry.name in seen:
+            continue
+        aliases = tuple(alias for alias in entry.aliases if alias not in seen)
+        seen.update(name for name in (entry.name, *aliases) if name)
+        found.append(msgspec.structs.replace(entry, aliases=aliases))
+    return found
 
 
 def _tls(config: Config) -> None:
@@ -246,7 +271,7 @@ def _tls(config: Config) -> None:
     Raises:
         ConfigError: It cannot be loaded.
     """
-    if config.server.tls_cert:
+    if config.server.tls_cert and config.server.tls_key:
         try:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             context.load_cert_chain(config.server.tls_cert, config.server.tls_key)

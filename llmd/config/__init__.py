@@ -6,7 +6,7 @@ cannot say, `locate.py` the lines of a TOML file, `places.py` where files belong
 
 from __future__ import annotations
 
-from llmd.config.load import Loaded, load
+from llmd.config.load import Loaded, Survey, load, survey
 from llmd.config.places import find_config, runtime_dir, state_dir, user_config
 from llmd.config.schema import (
     NOT_YET,
@@ -42,10 +42,12 @@ __all__ = [
     "Server",
     "Store",
     "Streaming",
+    "Survey",
     "WorkerSettings",
     "find_config",
     "load",
     "runtime_dir",
     "state_dir",
+    "survey",
     "user_config",
 ]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from llmd.config.locate import KeyPath, Lines
-from llmd.errors import ConfigError
 
 _SHOWN_CHARS = 60
 _SECRETS = frozenset({"key", "key_sha256"})
@@ -68,15 +67,9 @@ class Faults:
         """Return whether none of `paths` has a fault, so that rules about them make sense."""
         return self._bad.isdisjoint(paths)
 
-    def raise_all(self) -> None:
-        """Raise what was collected, the file's faults first and from top to bottom.
-
-        Raises:
-            ConfigError: There is at least one fault.
-        """
-        if self._faults:
-            ordered = sorted(self._faults, key=lambda fault: fault[:2])
-            raise ConfigError([text for _, _, text in ordered])
+    def texts(self) -> list[str]:
+        """Return what was collected, the file's faults first and from top to bottom."""
+        return [text for _, _, text in sorted(self._faults, key=lambda fault: fault[:2])]
 
 
 def dotted(path: KeyPath) -> str:

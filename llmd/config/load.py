@@ -19,6 +19,7 @@ from llmd.config.locate import KeyPath, Lines, locate
 from llmd.config.places import find_config, home_dir
 from llmd.config.schema import ARRAYS, Config, Group, defaults, tables
 from llmd.config.values import FAULTY, convert, free_value, from_text
+from llmd.errors import ConfigError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,6 +43,19 @@ _PATHS = frozenset(
 _TOML_PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 _NO_OVERRIDES: Mapping[str, Any] = MappingProxyType({})
 _GroupT = TypeVar("_GroupT", bound=Group)
+
+
+class Survey(msgspec.Struct, frozen=True, kw_only=True):
+    """What there is to say of settings, sound or not.
+
+    Attributes:
+        loaded: What could be read, faulty values left at their defaults; None when the file could
+            not be read at all.
+        faults: Every fault, each with TOML path and line; none for sound settings.
+    """
+
+    loaded: Loaded | None
+    faults: tuple[str, ...]
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +93,19 @@ def load(
     Raises:
         ConfigError: With every fault there is, each with TOML path and line.
     """
+    found = survey(path, env=env, overrides=overrides)
+    if found.faults or found.loaded is None:
+        raise ConfigError(list(found.faults))
+    return found.loaded
+
+
+def survey(
+    path: Path | None = None,
+    *,
+    env: Mapping[str, str],
+    overrides: Mapping[str, Any] = _NO_OVERRIDES,
+) -> Survey:
+    """Read the settings as `load` does, for who wants to look further although there are faults."""
     source = _read(find_config(path, env))
     faults = Faults(source.file, source.lines)
     if source.problem:
@@ -86,17 +113,17 @@ def load(
     document = source.document
     _add_variables(document, env, faults)
     _add_overrides(document, overrides, faults)
-    if source.problem:
-        faults.raise_all()  # rules about what could not be read would only mislead
+    if source.problem:  # rules about what could not be read would only mislead
+        return Survey(loaded=None, faults=tuple(faults.texts()))
     config = _Builder(source.file, env, faults).config(document)
     check(config, faults)
-    faults.raise_all()
-    return Loaded(
+    loaded = Loaded(
         config=_without_plain_keys(config),
         path=source.file,
         warnings=_warnings(config, source),
         where=faults.where,
     )
+    return Survey(loaded=loaded, faults=tuple(faults.texts()))
 
 
 # --- the file ------------------------------------------------------------------------------
@@ -280,7 +307,8 @@ def _nearest_key(key: str, group: type[Group] | None = None) -> str:
 
 def _without_plain_keys(config: Config) -> Config:
     keys = tuple(
-        msgspec.structs.replace(key, key="", key_sha256=key.digest.hex()) for key in config.api_keys
+        msgspec.structs.replace(key, key="", key_sha256=key.digest.hex()) if key.key else key
+        for key in config.api_keys
     )
     return msgspec.structs.replace(config, api_keys=keys)
 

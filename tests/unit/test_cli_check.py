@@ -109,6 +109,65 @@ def test_every_fault_of_every_room_comes_with_its_line(check):
     assert "qwen2.5  cannot be loaded" in checked.out
 
 
+def test_faults_of_the_file_hide_none_of_the_other_rooms(check):
+    def find(_binary):
+        raise ConfigError(["llama.binary: no llama-server found"])
+
+    checked = check(
+        "[server]\n"
+        "prot = 1\n"
+        "tls_cert = '/nope.pem'\n"
+        "[scheduler]\n"
+        "default_model = 'nobody'\n"
+        "max_delay_sec = -1\n"
+        "[llama]\n"
+        "binary = 'auto'\n"
+        "[[models]]\n"
+        "name = 'twin'\n"
+        "path = '/gone/one.gguf'\n"
+        "aliases = ['other', 'both']\n"
+        "[[models]]\n"
+        "name = 'twin'\n"
+        "path = '/gone/two.gguf'\n"
+        "[[models]]\n"
+        "name = 'neither'\n"
+        "[[models]]\n"
+        "path = '/gone/three.gguf'\n"
+        "aliases = ['both']\n"
+        "paralel = 2\n"
+        "[[api_keys]]\n"
+        "name = 'a'\n"
+        "key_sha256 = 'no digest'\n"
+        "models = ['neither', 'nothing']\n",
+        find=find,
+    )
+    assert checked.status == 1
+    assert checked.out == ""
+    starts = [
+        "llmd: 2: server.prot: unknown key; did you mean port?",
+        "llmd: 3: server.tls_cert: needs server.tls_key",
+        "llmd: 6: scheduler.max_delay_sec: ",
+        "llmd: 14: models[1].name: the same name",
+        "llmd: 16: models[2]: needs path or hf",
+        "llmd: 20: models[3].aliases[0]: the same name",
+        "llmd: 21: models[3].paralel: unknown key; did you mean parallel?",
+        "llmd: 24: api_keys[0].key_sha256: must be 64",
+        "llmd: 8: llama.binary: no llama-server found",
+        "llmd: 9: models.twin: /gone/one.gguf: No such file",
+        "llmd: 18: models.three: /gone/three.gguf: No such file",
+        'llmd: 5: scheduler.default_model: "nobody" is no model',
+        'llmd: 25: api_keys[0].models[1]: "nothing" is no model',
+    ]
+    assert len(checked.err) == len(starts)
+    for told, start in zip(checked.err, starts, strict=True):
+        assert told.startswith(start)
+
+
+def test_a_faulty_list_of_models_is_one_fault(check):
+    assert len(check("models = 3\n").err) == 1
+    assert len(check("[llama]\nmodels_dir = 3\n").err) == 1
+
+
 def test_names_that_are_nearly_a_models_are_guessed(check):
     text = "[llama]\nmodels_dir = 'MODELS'\n[[api_keys]]\nname = 'a'\nkey = 'k'\nmodels = "
     assert check(text + "['demo-small', 'demo-large.gguf']").status == 0
