@@ -18,6 +18,7 @@ import trio
 
 from llmd import errors
 from llmd.admin import protocol as p
+from llmd.admin.grammar import did_you_mean
 from llmd.admin.peercred import Peer
 from llmd.admin.views import Views
 from llmd.core.events import SwitchRequested
@@ -121,10 +122,12 @@ class Commands:
         try:
             return self._operations.model(name, param="model")
         except errors.ModelNotFound:
-            for model in self._operations.catalog.models:
-                if clean(model.name) == name:
-                    return model
-            raise
+            names = {clean(model.name): model for model in self._operations.catalog.models}
+            if name in names:
+                return names[name]
+            raise errors.ModelNotFound(
+                f"the model {name[:200]!r} does not exist{did_you_mean(name, names)}", param="model"
+            ) from None
 
     def _switch(self, command: p.Switch, actor: Actor) -> Answer:
         operations = self._operations
@@ -216,9 +219,9 @@ class Commands:
 
         async def gone() -> p.View:
             await self._operations.until_gone([model.name])
-            return self._acted(model, running)
+            return self._acted(command, model, running)
 
-        return gone() if command.wait else self._acted(model, running)
+        return gone() if command.wait else self._acted(command, model, running)
 
     def _restart(self, command: p.Restart, actor: Actor) -> Answer:
         operations = self._operations
@@ -251,21 +254,25 @@ class Commands:
             if refused:
                 raise refused[0]
             await operations.until_loaded(model.name)
-            return self._acted(model, status.running)
+            return self._acted(command, model, status.running)
 
-        return restarted() if command.wait else self._acted(model, status.running)
+        return restarted() if command.wait else self._acted(command, model, status.running)
 
     async def _reset(self, command: p.Reset, actor: Actor) -> p.View:
         model = self.model(command.model)
         self._note(actor, "reset", model=model.name)
         await self._operations.reset(model)
-        return self._acted(model, 0)
+        return self._acted(command, model, 0)
 
-    def _acted(self, model: CatalogModel, running: int) -> p.Acted:
+    def _acted(
+        self, command: p.Unload | p.Restart | p.Reset, model: CatalogModel, running: int
+    ) -> p.Acted:
         queued = self._operations.status(model.name).queued
         return p.Acted(
             model=model.name,
             state=self._operations.state_of(model).value,
+            action=type(command).__name__.lower(),
+            force=not isinstance(command, p.Reset) and command.force,
             running=running,
             queued=sum(queued.values()),
         )
@@ -280,7 +287,7 @@ class Commands:
         self._note(
             actor,
             "cancel",
-            requests=",".join(ids[:_NAMED]) + (",..." if len(ids) > _NAMED else ""),
+            requests=",".join([*ids[:_NAMED], *(["..."] if len(ids) > _NAMED else [])]) or None,
             count=len(ids),
             model=command.model or None,
             key_name=command.key or None,

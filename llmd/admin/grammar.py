@@ -6,9 +6,10 @@ One grammar for both, so that what the screen shows can be typed into a shell.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeAlias
 
+from llmd import __version__
 from llmd.admin import protocol as p
 
 SHELLS = ("bash", "zsh", "fish")
@@ -30,11 +31,36 @@ class UsageError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises instead of ending the program."""
+    """An argument parser that raises instead of ending the program, and guesses what was meant."""
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
         raise UsageError(message, self.format_usage())
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            names = list(action.choices)
+            raise UsageError(
+                f"there is no command {str(value)[:100]!r}{did_you_mean(str(value), names)}",
+                f"{self.format_usage()}commands: {', '.join(names)}\n",
+            )
+        super()._check_value(action, value)
+
+
+def did_you_mean(said: str, names: Iterable[str]) -> str:
+    """Return a guess to be put behind a message; "" when nothing is near."""
+    from difflib import get_close_matches  # only where something went wrong
+
+    near = get_close_matches(said, list(names), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each command."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
 
 
 def build_parser() -> Parser:
@@ -56,6 +82,12 @@ def build_parser() -> Parser:
             default=False if target is parser else default,
             help="one JSON object a line, for scripts",
         )
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"llmctl {__version__}",
+        help="print llmctl's version",
+    )
     parser.set_defaults(name="", make=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
@@ -213,7 +245,13 @@ def parse(words: Sequence[str], parser: Parser | None = None) -> argparse.Namesp
         UsageError: They are no command.
         SystemExit: They ask for help.
     """
-    options = (parser or build_parser()).parse_args(words)
+    parser = parser or build_parser()
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        used = commands_of(parser).get(options.name, parser)
+        flags = [flag for action in used._actions for flag in action.option_strings]
+        guess = did_you_mean(unknown[0], flags) if unknown[0].startswith("-") else ""
+        raise UsageError(f"{unknown[0][:100]!r} is not understood{guess}", used.format_usage())
     if options.name == "cancel":
         chosen = [bool(options.requests), options.all, bool(options.model or options.key)]
         if sum(chosen) != 1:

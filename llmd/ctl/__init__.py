@@ -17,7 +17,7 @@ import msgspec
 
 from llmd import __version__
 from llmd.admin import protocol as p
-from llmd.admin.grammar import Parser, UsageError, build_parser, parse
+from llmd.admin.grammar import Parser, UsageError, build_parser, commands_of, parse
 from llmd.client import BadReply, Client, Refused, Unreachable
 
 if TYPE_CHECKING:
@@ -35,12 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["_names"]:
         return _names(words[1:])
-    if words and words[0] in p.NOT_BUILT:
-        return _complain(f"{words[0]} is not supported yet by this version of llmd", REFUSED)
     parser = build_parser()
     try:
         options = parse(words, parser)
     except UsageError as error:
+        named = next((word for word in words if word in p.NOT_BUILT), "")
+        if named and not commands_of(parser).keys() & set(words):
+            message = f"{named} is not supported yet by this version of llmd"
+            return _complain(message, REFUSED, json="--json" in words, code="not_supported")
         sys.stderr.write(error.usage)
         return _complain(str(error), USAGE)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from llmd.admin.grammar import Parser
+from llmd.admin.grammar import Parser, commands_of
 
 MODEL_COMMANDS = ("switch", "load", "unload", "restart", "reset", "logs")
 REQUEST_COMMANDS = ("why", "cancel")
@@ -64,7 +64,7 @@ compdef _llmctl llmctl
 
 def script(parser: Parser, shell: str) -> str:
     """Return the script for `bash`, `zsh` or `fish`."""
-    commands = _commands(parser)
+    commands = commands_of(parser)
     if shell == "fish":
         return _fish(commands)
     form = (
@@ -79,13 +79,6 @@ def script(parser: Parser, shell: str) -> str:
         models_case="|".join(MODEL_COMMANDS),
         requests_case="|".join(REQUEST_COMMANDS),
     )
-
-
-def _commands(parser: Parser) -> dict[str, argparse.ArgumentParser]:
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return dict(action.choices)
-    return {}
 
 
 def _words(parser: argparse.ArgumentParser) -> str:

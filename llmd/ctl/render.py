@@ -24,12 +24,17 @@ def status(view: p.Status, style: Style, now: float) -> list[str]:
         f"  gen {totals.tokens_per_s:.0f} t/s"
         f"  TTFT p95 {span(totals.first_token_p95_s)}  wait p95 {span(totals.wait_p95_s)}"
         f"  429 {totals.limited_per_min}/min  err {totals.errors_5m}/5m",
-        f"memory {held(totals.memory_held_bytes)} held, limit {held(totals.memory_limit_bytes)},"
-        f" box {held(totals.memory_total_bytes)}",
+        _memory(totals),
     ]
     if not view.workers:
         return [*lines, "", "no model is loaded; llmctl models lists them"]
     return [*lines, "", *workers(view.workers, style, now)]
+
+
+def _memory(totals: p.Totals) -> str:
+    now = f"{size(totals.memory_held_bytes)} held" if totals.memory_held_bytes else "nothing held"
+    limit = f", limit {size(totals.memory_limit_bytes)}" if totals.memory_limit_bytes else ""
+    return f"memory {now}{limit}, box {size(totals.memory_total_bytes)}"
 
 
 def workers(views: Sequence[p.Worker], style: Style, now: float) -> list[str]:
@@ -162,12 +167,15 @@ def queue(view: p.Queue, style: Style, now: float) -> list[str]:
 def plan(view: p.Plan, style: Style) -> list[str]:
     """Return a plan, or what was done by one."""
     names = ", ".join(eviction.model for eviction in view.evict)
+    instead = f" in place of {names}" if names else ""
     if view.loaded and not view.evict:
         head = f"{view.model} is loaded already ({view.state})"
     elif view.dry_run:
-        head = f"{names or 'nothing'} -> {view.model}   (plan, nothing done)"
+        head = f"plan: load {view.model}{instead}; nothing is done yet"
+    elif view.state == "ready":
+        head = f"{view.model} is ready{instead}"
     else:
-        head = f"loading {view.model}" + (f" in place of {names}" if names else "")
+        head = f"loading {view.model}{instead}; llmctl watch workers follows it"
     lines = [style.bold(head)]
     if not view.fits:
         return [*lines, f"  does NOT fit: {view.reason}"]
@@ -187,10 +195,11 @@ def plan(view: p.Plan, style: Style) -> list[str]:
     if view.fits_beside and view.evict:
         lines.append("  it also fits without evicting anything: llmctl load")
     if view.load_s:
-        waiting = f"; {_many(view.queued, 'request')} wait for it" if view.queued else ""
+        verb = "waits" if view.queued == 1 else "wait"
+        waiting = f"; {_many(view.queued, 'request')} {verb} for it" if view.queued else ""
         lines.append(f"  load: about {span(view.load_s)}{waiting}")
     if view.dry_run:
-        lines.append(f"  = {view.command}")
+        lines.append(f"  do it: {view.command}")
     return lines
 
 
@@ -243,14 +252,27 @@ def _moments(view: p.Story) -> list[tuple[float, str]]:
 
 def acted(view: p.Acted) -> list[str]:
     """Return what an action on one model hit."""
-    hit = f", {view.running} running" if view.running else ""
-    waits = f", {view.queued} queued" if view.queued else ""
-    return [f"{view.model}: {view.state}{hit}{waits}"]
+    loaded = view.state not in ("off", "failed")
+    if view.action == "reset":
+        head = f"{view.model} may be tried again"
+    elif view.action == "restart":
+        head = f"{view.model} restarts"
+    else:
+        head = f"{view.model} is being unloaded" if loaded else f"{view.model} is not loaded now"
+    hit = "was cancelled" if view.force else "may finish"
+    parts = [
+        f"now {view.state}",
+        *([f"{view.running} running {hit}"] if view.running else []),
+        *([f"{view.queued} queued"] if view.queued else []),
+    ]
+    return [f"{head} ({', '.join(parts)})"]
 
 
 def cancelled(view: p.Cancelled) -> list[str]:
     """Return what a cancel hit."""
-    lines = [f"cancelled {len(view.cancelled)}: {', '.join(view.cancelled) or '-'}"]
+    lines = [f"cancelled {len(view.cancelled)}: {', '.join(view.cancelled)}"]
+    if not view.cancelled:
+        lines = [] if view.pending or view.ended or view.unknown else ["there is nothing to cancel"]
     for word, ids in (
         ("not ended yet", view.pending),
         ("had ended before", view.ended),
@@ -263,16 +285,18 @@ def cancelled(view: p.Cancelled) -> list[str]:
 
 def stopped(view: p.Stopped) -> list[str]:
     """Return what a stop hit."""
-    return [
-        f"unloading {', '.join(view.unload) or 'nothing'};"
-        f" {view.running} running may finish, {view.refused} queued turned away"
-    ]
+    going = f"unloading {', '.join(view.unload)}" if view.unload else "nothing was loaded"
+    return [f"{going}; {view.running} running may finish, {view.refused} queued turned away"]
 
 
 def admission(view: p.Admission) -> list[str]:
     """Return whether requests are admitted."""
-    word = "open" if view.admission_open else "paused; llmctl resume opens it"
-    return [f"admission {word}: {view.running} running, {view.queued} queued"]
+    if view.admission_open:
+        return [f"admission open: {view.running} running, {view.queued} queued"]
+    return [
+        f"admission paused: {view.running} running may finish, {view.queued} queued are held;"
+        " llmctl resume opens it"
+    ]
 
 
 def version(view: p.Version) -> list[str]:

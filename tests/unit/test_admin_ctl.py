@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from llmd import ctl
+from llmd import ctl, places
 from llmd.admin import protocol as p
 from llmd.admin import units
 from llmd.admin.grammar import SHELLS, UsageError, build_parser, parse
@@ -72,6 +75,23 @@ def test_wrong_usage_is_told(words, capsys):
     assert "usage: llmctl" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["statsu"], "there is no command 'statsu'; did you mean 'status'?"),
+        (["frobnicate"], "there is no command 'frobnicate'\n"),
+        (["switch", "m", "--dryrun"], "'--dryrun' is not understood; did you mean '--dry-run'?"),
+        (["load", "a", "b"], "'b' is not understood\n"),
+        (["--jsn", "status"], "'--jsn' is not understood; did you mean '--json'?"),
+    ],
+)
+def test_a_slip_of_the_finger_gets_a_guess(words, told, capsys):
+    assert ctl.main(words) == ctl.USAGE
+    err = capsys.readouterr().err
+    assert told in err
+    assert "usage: llmctl" in err
+
+
 def test_flags_for_all_may_stand_before_or_after_the_command():
     for words in (["--json", "--socket", "S", "status"], ["status", "--json", "--socket", "S"]):
         options = parse(words)
@@ -80,8 +100,34 @@ def test_flags_for_all_may_stand_before_or_after_the_command():
 
 
 def test_without_a_daemon_it_says_so(tmp_path, capsys):
-    assert ctl.main(["--socket", str(tmp_path / "no.sock"), "status"]) == ctl.UNREACHABLE
-    assert "no llmd is running" in capsys.readouterr().err
+    path = tmp_path / "no.sock"
+    assert ctl.main(["--socket", str(path), "status"]) == ctl.UNREACHABLE
+    assert f"no llmd is running; tried {path} (not there)" in capsys.readouterr().err
+    assert ctl.main(["--json", "--socket", str(path), "status"]) == ctl.UNREACHABLE
+    error = json.loads(capsys.readouterr().err)["error"]
+    assert error["code"] == "unreachable"
+
+
+def test_it_says_every_place_where_it_looked(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("LLMD_SOCKET", raising=False)
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(places, "SYSTEM_SOCKET", tmp_path / "system.sock")
+    with socket.socket(socket.AF_UNIX) as dead:
+        monkeypatch.chdir(tmp_path)
+        dead.bind("admin.sock")
+    assert ctl.main(["status"]) == ctl.UNREACHABLE
+    err = capsys.readouterr().err
+    assert f"{tmp_path / 'admin.sock'} (nobody listens), {tmp_path / 'system.sock'}" in err
+    assert "--socket or $LLMD_SOCKET" in err
+
+
+def test_the_places_of_the_socket(tmp_path):
+    own, system = tmp_path / "admin.sock", places.SYSTEM_SOCKET
+    env = {"RUNTIME_DIRECTORY": str(tmp_path)}
+    assert places.find_sockets(None, env) == (own, system)
+    assert places.find_sockets("", {"RUNTIME_DIRECTORY": "/run/llmd"}) == (system,)
+    assert places.find_sockets(None, {**env, "LLMD_SOCKET": "/s"}) == (Path("/s"),)
+    assert places.find_sockets("/x", {**env, "LLMD_SOCKET": "/s"}) == (Path("/x"),)
 
 
 def test_what_is_not_built_yet_is_refused_and_not_in_the_help(capsys):
@@ -89,6 +135,8 @@ def test_what_is_not_built_yet_is_refused_and_not_in_the_help(capsys):
         assert ctl.main([name, "list"]) == ctl.REFUSED
         assert f"{name} is not supported yet" in capsys.readouterr().err
         assert f"\n    {name} " not in build_parser().format_help()
+    assert ctl.main(["--json", "--socket", "S", "users", "list"]) == ctl.REFUSED
+    assert json.loads(capsys.readouterr().err)["error"]["code"] == "not_supported"
 
 
 def test_switch_without_a_name_needs_a_terminal(capsys):

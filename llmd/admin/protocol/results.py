@@ -77,6 +77,8 @@ class Acted(View, frozen=True, kw_only=True):
     """What an action on one model hit.
 
     Attributes:
+        action: `unload`, `restart` or `reset`.
+        force: What ran was cancelled at once.
         running: Requests that ran there.
         queued: Requests that waited for it.
         state: Of its worker, now.
@@ -84,6 +86,8 @@ class Acted(View, frozen=True, kw_only=True):
 
     model: str
     state: str
+    action: str = ""
+    force: bool = False
     running: int = 0
     queued: int = 0
 
