@@ -39,7 +39,7 @@ from llmd.config import Config, Loaded, ModelConfig, Server
 from llmd.config.places import runtime_dir, state_dir
 from llmd.core import policy
 from llmd.core.events import Action, StopWorker, SwitchRequested, WorkerChanged
-from llmd.core.lifecycle import WorkerState
+from llmd.core.lifecycle import RequestState, WorkerState
 from llmd.core.ratelimit import RateLimiter
 from llmd.core.recent import Recent
 from llmd.core.record import CancelCause, RequestRecord
@@ -328,6 +328,9 @@ class Daemon:
         log(_log, "draining", running=len(self.registry))
         self.services.draining = True
         self.scheduler.admit(is_open=False, reject_queued=True)
+        for handle in self.registry.handles():
+            if handle.record.state is RequestState.RECEIVED:  # nothing to wait for: it has no place
+                handle.cancel(CancelCause.SHUTDOWN)
         drain_s = self.config.server.drain_timeout_sec or math.inf
         with trio.CancelScope(deadline=trio.current_time() + drain_s) as patience:
             async with trio.open_nursery() as nursery:

@@ -99,6 +99,8 @@ class Inference:
         services, record, config = self._services, handle.record, self._services.config
         principal = await services.gate.admit(scope, record.client)
         record.key, record.user, record.role = principal.name, principal.user, principal.role
+        if services.draining:  # before its body: a slow one must not hold up the end
+            raise errors.ShuttingDown("llmd is shutting down; try again in a moment")
         body = await read_body(
             scope,
             receive,

@@ -102,14 +102,14 @@ async def _help(call: Call) -> Reply:
 async def _way(call: Call, handle: Handle) -> Reply:
     """Read, resolve, limit, and pass on."""
     services, record, principal = call.services, handle.record, call.principal
+    if services.draining:
+        raise errors.ShuttingDown("llmd is shutting down; try again in a moment")
     body = await call.read()
     record.request_bytes = len(body)
     record.priority = principal.capped(wanted_priority(call.scope, None))
     model = services.resolve(decode(body, _Body).model, principal)
     record.model = model.name
     charge(call, handle)
-    if services.draining:
-        raise errors.ShuttingDown("llmd is shutting down; try again in a moment")
     request = _Help(call, handle, body, model)
     worker = services.serving(model.name)
     if worker is not None:
