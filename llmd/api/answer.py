@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from llmd.api.server import Connection, Send
+from llmd.api.asgi import Send
+from llmd.api.connection import Connection
 from llmd.core.record import RequestRecord
 from llmd.errors import LlmdError, MethodNotAllowed
 

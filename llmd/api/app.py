@@ -12,12 +12,12 @@ from typing import cast
 
 import trio
 
+from llmd.api.asgi import App, Json, Receive, Send
 from llmd.api.cors import Cors
 from llmd.api.gate import header
 from llmd.api.inference import Inference
 from llmd.api.routes import health
 from llmd.api.schema import KINDS
-from llmd.api.server import App, Json, Receive, Send
 from llmd.api.services import Services
 
 

@@ -6,7 +6,7 @@ import math
 
 import trio
 
-from llmd.api.server import Json, Receive
+from llmd.api.asgi import Json, Receive
 from llmd.errors import RequestTooLarge, SlowClient
 
 

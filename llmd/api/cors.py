@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Iterable
 
 from llmd.api.answer import Header
+from llmd.api.asgi import App, Json, Receive, Send
 from llmd.api.gate import header
-from llmd.api.server import App, Json, Receive, Send
 
 _EXPOSED = (
     b"access-control-expose-headers",

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import trio
 
+from llmd.api.asgi import Json
 from llmd.api.auth import Authenticator, Principal
 from llmd.api.origin import TrustedProxies
-from llmd.api.server import Json
 from llmd.core.lifecycle import Priority
 from llmd.errors import InvalidApiKey, InvalidRequest
 

@@ -15,15 +15,16 @@ import trio
 from llmd import errors
 from llmd.api import schema
 from llmd.api.answer import JSON, Answer
+from llmd.api.asgi import CONNECTION, Json, Receive, Send
 from llmd.api.assemble import Assembler, WorkerError
 from llmd.api.auth import Principal
 from llmd.api.body import read_body
+from llmd.api.connection import Connection
 from llmd.api.counting import count_prompt
 from llmd.api.gate import header, wanted_priority
 from llmd.api.relay import Relay
 from llmd.api.schema.kinds import Prompt
 from llmd.api.schema.parsed import ONE_BATCH_BYTES
-from llmd.api.server import CONNECTION, Connection, Json, Receive, Send
 from llmd.api.services import Services
 from llmd.api.sse import Usage
 from llmd.core.events import Queued, Rule
@@ -32,6 +33,7 @@ from llmd.core.tokens import Estimate, PromptSize
 from llmd.models.catalog import CatalogModel
 from llmd.registry import Handle
 from llmd.scheduler import Lease
+from llmd.workers.diagnosis import ExitCause
 from llmd.workers.upstream import Upstream
 from llmd.workers.worker import Worker
 
@@ -236,14 +238,25 @@ class Inference:
             try:
                 await self._try(call, item, again=tries > first)
             except errors.WorkerDied as died:
-                if call.handle.record.first_byte_at is not None or tries >= _MAX_TRIES:
-                    raise errors.BadWorkerResponse(
-                        f"the model's worker ended while it served this request ({died})"
-                    ) from died
-                tries += 1
                 await self._until_noticed(call.model.name, call.handle.record.worker_pid)
+                if call.handle.record.first_byte_at is not None or tries >= _MAX_TRIES:
+                    raise errors.BadWorkerResponse(self._what_broke(call, died)) from died
+                tries += 1
                 continue
             return
+
+    def _what_broke(self, call: _Call, died: errors.WorkerDied) -> str:
+        """Say what ended a request: its worker, or only its connection to it."""
+        worker = self._services.supervisor.worker(call.model.name)
+        end = worker.end_of(call.handle.record.worker_pid) if worker is not None else None
+        if end is None:
+            return (
+                "the connection to the model's worker broke while it served this request, and the "
+                f"worker lives on ({died})"
+            )
+        # no more of the reason: the worker's last words may be about another one's request
+        how = end.reason.partition(": ")[0]
+        return f"the model's worker ended while it served this request ({how})"
 
     async def _until_noticed(self, model: str, pid: int) -> None:
         """Wait until a dead worker is known to be dead, lest the retry goes to it again.
@@ -276,6 +289,12 @@ class Inference:
                     await self._fit(call, worker)
                     usage = await self._exchange(call, worker, upstream)
                     self._learn(call, usage)
+                except errors.WorkerStalled as stalled:
+                    end = worker.end_of(record.worker_pid) if worker is not None else None
+                    if end is None or end.cause is ExitCause.HUNG:
+                        raise
+                    # it was silent, but ended for another reason: this one may be tried again
+                    raise errors.WorkerDied(end.reason, answered=False) from stalled
                 finally:
                     lease.used_tokens = record.used_tokens
         finally:
@@ -330,6 +349,7 @@ class Inference:
             concurrency=principal.concurrency,
             admin=principal.admin,
             arrived=trio.current_time(),
+            completion_tokens=call.estimate.completion_tokens * call.estimate.sequences,
         )
 
     # --- after it ---------------------------------------------------------------------------
@@ -388,5 +408,6 @@ def waiting(lease: Lease) -> str:
     eta_s = lease.eta_s()
     eta = "" if eta_s is None else f" eta={math.ceil(eta_s)}s"
     if why.rule is Rule.MODEL_LOADING:
-        return f"loading {lease.item.model}{eta}"
+        progress = lease.load_progress()
+        return f"loading {lease.item.model}{'' if progress is None else f' {progress}'}{eta}"
     return f"queued position={why.position}{eta}"

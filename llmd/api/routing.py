@@ -17,9 +17,9 @@ import msgspec
 
 from llmd import errors
 from llmd.api.answer import JSON, Header
+from llmd.api.asgi import Json
 from llmd.api.auth import Principal, may_use_model
 from llmd.api.schema import check_depth
-from llmd.api.server import Json
 from llmd.api.services import Services
 from llmd.models.catalog import CatalogModel
 

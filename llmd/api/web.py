@@ -22,12 +22,12 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import BaseConverter, MapAdapter
 
 from llmd.api import errors as edge
+from llmd.api.asgi import Json
 from llmd.api.auth import Principal, require_admin
 from llmd.api.gate import header
 from llmd.api.routes.ui import ASSET
 from llmd.api.routing import Access, Call, Reply, Route
 from llmd.api.schema import KINDS
-from llmd.api.server import Json
 from llmd.api.services import Services
 from llmd.errors import LlmdError
 

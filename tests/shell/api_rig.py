@@ -15,11 +15,11 @@ import trio
 from fake_worker_parts import FakeControl, FakeLauncher, spec
 
 from llmd.api.app import build_app
+from llmd.api.asgi import CONNECTION
 from llmd.api.auth import Authenticator
 from llmd.api.gate import Gate
 from llmd.api.origin import TrustedProxies
 from llmd.api.schema import SchemaLimits
-from llmd.api.server import CONNECTION
 from llmd.api.services import Services
 from llmd.config import Config
 from llmd.config.schema import ApiKey

@@ -1,0 +1,248 @@
+"""One client's connection: read, fed to Hypercorn's protocol, written, watched and ended.
+
+It notices at once that the client has gone, bounds how slowly heads may come and how much may
+come early, and closes so that the last answer arrives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import h11
+import trio
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.typing import AppWrapper, ConnectionState
+
+from llmd.api.asgi import CONNECTION
+from llmd.api.protocol import REFUSAL_CODES, Applications, Protocol, RefusedHead, bare_answer
+from llmd.netio import SocketStream
+
+if TYPE_CHECKING:
+    from llmd.api.server import HttpServer
+
+KEEP_ALIVE_S = 75.0
+LINGER_S = 2.0
+LINGER_BYTES = 1 << 26
+MAX_EARLY_BYTES = 1 << 16  # of a pipelined request, while the one before it is served
+
+
+class Connection:
+    """One client's connection; a request finds it in its scope's state under CONNECTION.
+
+    Attributes:
+        gone: The client has left, or has ended at least its sending side.
+        last_answer: True makes the next answer carry `Connection: close`.
+    """
+
+    def __init__(
+        self, server: HttpServer, stream: SocketStream, tls: trio.SSLStream[Any] | None
+    ) -> None:
+        self._server = server
+        self._socket_stream = stream
+        self._stream: SocketStream | trio.SSLStream[Any] = tls or stream
+        self._tls = tls
+        self._on_disconnect: Callable[[], None] | None = None
+        self.last_answer = False
+        self.gone = False
+        self._early = bytearray()
+        self._busy = False
+        self._closing = False
+        self._deadline = math.inf
+        self._read_scope: trio.CancelScope | None = None
+        stream.on_eof = self._ended
+
+    @property
+    def idle(self) -> bool:
+        """True while no request is being read or served."""
+        return not self._busy and not self._early
+
+    def watch(self, on_disconnect: Callable[[], None]) -> None:
+        """Have the request that is being served told when its client goes.
+
+        Called once, synchronously; at once if the client has gone already, which it may have
+        before the application's task got its first turn.
+        """
+        self._on_disconnect = on_disconnect
+        if self.gone:
+            self._ended()
+
+    def unwatch(self) -> None:
+        """Tell the request that is being served no more."""
+        self._on_disconnect = None
+
+    def send_chunk_now(self, data: bytes) -> bytes | None:
+        """Send more of a body that is being sent in chunks, as far as the kernel takes it.
+
+        What Hypercorn and h11 do for a chunk is this frame; done here it takes a third of the
+        time, and the tokens of a stream are one chunk each.
+
+        Returns:
+            What is left for `send_rest`, b"" when all has gone; None when this connection cannot
+            do it: encrypted, another framing, no body begun.
+        """
+        return self.send_framed_now(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def send_framed_now(self, chunk: bytes) -> bytes | None:
+        """Do as `send_chunk_now` with what is framed as a chunk already."""
+        if self._tls is not None or not self._protocol.chunked or self._closing:
+            return None
+        try:
+            sent = self._socket_stream.send_now(chunk)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._ended()
+            return b""
+        return b"" if sent == len(chunk) else chunk[sent:]
+
+    async def send_rest(self, rest: bytes) -> None:
+        """Send what `send_chunk_now` left."""
+        await self._protocol_send(RawData(rest))
+
+    async def run(self) -> None:
+        """Serve requests until the client, a deadline or the drain ends the connection."""
+        server = self._server
+        try:
+            if self._tls is not None:
+                with trio.fail_after(server.header_timeout_s):
+                    await self._tls.do_handshake()
+            peer = self._socket_stream.socket.getpeername()[:2]
+            own = self._socket_stream.socket.getsockname()[:2]
+            async with trio.open_nursery() as nursery:
+                self._protocol = Protocol(
+                    self,
+                    cast("AppWrapper", server.app),
+                    server.protocol_config,
+                    server.context,
+                    Applications(nursery, server.on_crash),
+                    ConnectionState({CONNECTION: self}),
+                    self._tls is not None,
+                    peer,
+                    own,
+                    self._protocol_send,
+                )
+                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    await self._read()
+                if self._busy:
+                    self._ended()
+                    await self._protocol.handle(Closed())
+                else:
+                    nursery.cancel_scope.cancel()
+        except (trio.BrokenResourceError, trio.TooSlowError, OSError):
+            pass  # the handshake failed, or the client left before it
+        finally:
+            self._socket_stream.close()
+
+    async def _read(self) -> None:
+        first, in_head, discarded = True, False, 0
+        while True:
+            if self._busy or self._closing:
+                in_head = False
+            elif not in_head:
+                in_head = first or self._partial_head()
+                self._deadline = trio.current_time() + (
+                    self._server.header_timeout_s if in_head else KEEP_ALIVE_S
+                )
+            deadline = math.inf if self._busy else self._deadline
+            with trio.CancelScope(deadline=deadline) as self._read_scope:
+                data = bytes(await self._stream.receive_some())
+            if self._read_scope.cancelled_caught:
+                if not in_head or self._closing or not self._partial_head():
+                    return
+                await self._refuse(408, "the request head was not completed in time")
+                continue
+            if not data:
+                return
+            first = False
+            if not self._closing:
+                await self._take(data)
+            discarded += len(data) if self._closing else 0
+            if discarded > LINGER_BYTES or (self._closing and self._body_complete()):
+                return
+
+    async def _take(self, data: bytes) -> None:
+        if not (self._busy and self._body_complete()):
+            await self._feed(data)
+        elif len(self._early) + len(data) <= MAX_EARLY_BYTES:
+            self._early += data
+        else:
+            raise trio.BrokenResourceError("too many requests in advance")
+
+    def _partial_head(self) -> bool:
+        connection = self._protocol.connection
+        return bool(connection.trailing_data[0])
+
+    def _body_complete(self) -> bool:
+        return self._protocol.connection.their_state is h11.DONE
+
+    async def _feed(self, data: bytes) -> None:
+        try:
+            await self._protocol.handle(RawData(data))
+        except RefusedHead as refused:
+            await self._refuse(refused.status, str(refused))
+
+    async def _refuse(self, status: int, message: str) -> None:
+        """Answer in place of Hypercorn, which has not made a request of these bytes."""
+        self._busy = False
+        code = REFUSAL_CODES.get(status, "invalid_request")
+        error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._stream.send_all(bare_answer(status, error))
+        await self._close_gently()
+
+    async def _protocol_send(self, event: Event) -> None:
+        if isinstance(event, RawData):
+            if self._closing:
+                return
+            try:
+                await self._stream.send_all(event.data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self._ended()
+        elif isinstance(event, Updated):
+            self._on_disconnect = None
+            self._busy = not event.idle
+            if event.idle:
+                await self._next_request()
+        elif isinstance(event, Closed):
+            self._busy = False
+            await self._close_gently()
+
+    async def _next_request(self) -> None:
+        if self._server.draining:
+            await self._close_gently()
+        elif self._early:
+            data, self._early = bytes(self._early), bytearray()
+            await self._feed(data)
+        elif self._read_scope is not None:
+            self._read_scope.deadline = trio.current_time() + KEEP_ALIVE_S
+
+    async def _close_gently(self) -> None:
+        """End our side; the reader lets a client that is still sending read the last answer."""
+        if self._closing:
+            return
+        self._closing = True
+        try:
+            if self._tls is None:
+                await self._socket_stream.send_eof()
+            else:
+                await self._tls.aclose()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            self.gone = True
+        done = self._body_complete() or self.gone or self._tls is not None
+        self._deadline = -math.inf if done else trio.current_time() + LINGER_S
+        if self._read_scope is not None:
+            self._read_scope.deadline = self._deadline
+
+    def _ended(self) -> None:
+        """Tell the request that is being served: the client has gone."""
+        self.gone = True
+        if self._on_disconnect is not None:
+            told, self._on_disconnect = self._on_disconnect, None
+            told()
+
+    def close_idle(self) -> None:
+        """Close if nothing is being read or served."""
+        if self.idle:
+            self._closing = True
+            self._socket_stream.close()
