@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 
 from rich.style import Style
 from textual.strip import Strip
-from textual.widget import Widget
 
 from llmtui.rows import Line
 from llmtui.widgets.paint import strip
+from llmtui.widgets.sparing import Sparing
 
 
-class Lines(Widget):
+class Lines(Sparing):
     """Lines of parts.
 
     Args:
@@ -30,14 +30,14 @@ class Lines(Widget):
         made = self._make(self.size.width)
         if made != self._made:
             self._made = made
-            self.refresh()
+            self.repaint()
 
     def on_resize(self) -> None:
         """Make the lines as wide as there is room."""
         self._made = []
         self.update()
 
-    def render_line(self, y: int) -> Strip:
+    def draw_line(self, y: int) -> Strip:
         """Return one line."""
         line = self._made[y] if y < len(self._made) else []
         return strip(line, self.size.width, self.colours, self.rich_style)

@@ -88,8 +88,12 @@ def strip(
 ) -> Strip:
     """Return a line as a strip of `width` cells."""
     over = colours["cursor"] if cursor else Style.null()
-    segments = []
+    segments: list[Segment] = []
     for text, name in line:
-        style = colours.get("dim" if faded else name, Style.null())
-        segments.append(Segment(text, ground + style + over))
+        look = colours.get("dim" if faded else name, Style.null())
+        if over.reverse:  # of many colours it would make many grounds
+            look = Style(bold=look.bold)
+        style = ground + look + over
+        joined = segments.pop().text + text if segments and segments[-1].style == style else text
+        segments.append(Segment(joined, style))
     return Strip(segments).adjust_cell_length(width, ground + over)
