@@ -165,6 +165,10 @@ class _Check:
         if model.header is None:
             return f"{model.hf}, fetched when it is first loaded; its needs are unknown"
         needs = fleet.memory(model, context_tokens)
+        cache_mib = fleet.prompt_cache_mib(model)
+        cache = f"and {_gib(cache_mib << 20)} for prompts" if cache_mib else "and none for prompts"
+        if cache_mib < 0:
+            cache = "and any amount for prompts"
         fit = "on the GPU" if not memory_bytes else "fits"
         if memory_bytes and needs > memory_bytes:
             fit = "DOES NOT FIT"
@@ -174,7 +178,7 @@ class _Check:
             )
         return (
             f"{_gib(model.size_bytes)} {model.header.quantisation}, {context_tokens} tokens for "
-            f"each of {slot_count(model.config)} requests, needs {_gib(needs)}: {fit}"
+            f"each of {slot_count(model.config)} requests, needs {_gib(needs)} {cache}: {fit}"
         )
 
     def _admin_socket(self) -> None:

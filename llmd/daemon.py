@@ -139,9 +139,12 @@ class Daemon:
             on_change=self._worker_changed,
             runtime_dir=sockets,
             on_reclaimed=lambda _model, seconds: self.metrics.slot_reclaimed(seconds),
+            on_progress=self._load_advanced,
         )
         self.scheduler = Scheduler(
-            policy.SchedulerState(self.fleet.policy_settings(), self.fleet.model_infos()),
+            policy.SchedulerState(
+                self.fleet.policy_settings(), self.fleet.model_infos(), decoded=self._decoded
+            ),
             workers=self.supervisor,
             cancel=self._evict_request,
             on_action=self._acted,
@@ -315,6 +318,13 @@ class Daemon:
 
     def _request_ended(self, record: RequestRecord) -> None:
         self.admin.ended(record)
+
+    def _load_advanced(self, model: str, fraction: float) -> None:
+        self.scheduler.load_advanced(model, fraction)
+
+    def _decoded(self, request_id: str) -> int:
+        handle = self.registry.live(request_id)
+        return handle.record.events if handle is not None else 0
 
     def _evict_request(self, request_id: str) -> None:
         handle = self.registry.live(request_id)

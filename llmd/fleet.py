@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,11 @@ from llmd.workers.command import WorkerSpec, build_spec, slot_count
 from llmd.workers.engine import Engine
 from llmd.workers.worker import WorkerStatistics
 
-ASSUMED_START_S = 1.0  # of a load that nobody has measured yet: the process itself,
-ASSUMED_READ_BYTES_PER_S = 1 << 30  # and reading the file
+_MIB = 1 << 20
+PROMPT_CACHE_MIB = 8192  # what llama-server keeps of finished prompts unless it is told otherwise
+LEAST_PROMPT_CACHE_MIB = 64  # less would not hold one prompt
+_PROMPT_CACHES_SHARE = 4  # all prompt caches together take at most this part of the memory
+_PROMPT_CACHE_FLAGS = ("--cache-ram", "-cram")
 
 
 class Fleet:
@@ -43,6 +47,7 @@ class Fleet:
         config: All settings.
         socket_dir: Where workers listen.
         memory_bytes: What models may hold together; 0 = unknown.
+        host_bytes: This box's own memory, which prompt caches live in, GPU or not.
     """
 
     def __init__(
@@ -53,12 +58,14 @@ class Fleet:
         socket_dir: Path,
         *,
         memory_bytes: int,
+        host_bytes: int | None = None,
     ) -> None:
         self._engine = engine
         self._catalog = catalog
         self._config = config
         self._socket_dir = socket_dir
         self._memory_bytes = memory_bytes
+        self._host_bytes = total_memory_bytes() if host_bytes is None else host_bytes
         self._known_contexts: dict[str, tuple[int, int]] = {}
         self._numbers = {model.name: index for index, model in enumerate(catalog.models)}
         self._counted: dict[str, tuple[Counter[str], Counter[str]]] = {}
@@ -74,13 +81,43 @@ class Fleet:
         return self._contexts(model)[0]
 
     def memory(self, model: CatalogModel, context_tokens: int) -> int:
-        """Estimate the bytes that a worker with this context for each slot will hold."""
+        """Estimate the bytes that a worker with this context for each slot will hold.
+
+        Its prompt cache is not among them; see `prompt_cache_mib`.
+        """
         if model.header is None:
             return model.size_bytes
         slots = slot_count(model.config)
         return estimate_bytes(
             model.header, context_tokens * slots, slots=slots, **self._memory_options(model)
         ).total_bytes
+
+    def prompt_cache_mib(self, model: CatalogModel) -> int:
+        """Return how much of this box's memory a worker may fill with finished prompts; -1 = all.
+
+        llama-server's 8 GiB would be counted by nobody. So each model that may be loaded at once
+        gets an equal part of a quarter of the memory, no more than the model itself leaves free,
+        and llama-server's own limit at most; an operator's `--cache-ram` wins. 0 where the engine
+        has no such cache, or the model no use for it.
+        """
+        if not any(map(self._engine.knows, _PROMPT_CACHE_FLAGS)):
+            return 0
+        asked = _last_value((*self._config.llama.args, *model.config.args))
+        if asked is not None:
+            return asked
+        if model.config.embedding or model.config.reranking:
+            return 0
+        at_once = self._config.worker.max_loaded or len(self._catalog.models)
+        part = self._host_bytes // _PROMPT_CACHES_SHARE // max(1, at_once)
+        if self._memory_bytes:
+            needs = self.memory(model, self.planned_context(model))
+            part = min(part, max(0, self._memory_bytes - needs))
+        mib = min(PROMPT_CACHE_MIB, part // _MIB)
+        return mib if mib >= LEAST_PROMPT_CACHE_MIB else 0
+
+    def reserve_bytes(self, model: CatalogModel) -> int:
+        """Return by how much a worker may grow once it serves, as far as memory is planned."""
+        return max(0, self.prompt_cache_mib(model)) * _MIB if self._memory_bytes else 0
 
     def _contexts(self, model: CatalogModel) -> tuple[int, int]:
         known = self._known_contexts.get(model.name)
@@ -138,6 +175,7 @@ class Fleet:
             self._config,
             socket_path=self._socket_dir / f"{self._numbers[model.name]}.sock",
             context_tokens=min(wanted, largest) if largest else wanted,
+            prompt_cache_mib=self.prompt_cache_mib(model),
         )
 
     def policy_settings(self) -> PolicySettings:
@@ -165,11 +203,17 @@ class Fleet:
             planned, largest = self._contexts(model)
             own = model.config
             idle_s = own.idle_timeout_sec
+            needs, reserve = self.memory(model, planned), self.reserve_bytes(model)
+            grows = self.memory(model, largest) - needs if largest > planned else 0
             infos.append(
                 ModelInfo(
                     name=model.name,
-                    memory_bytes=self.memory(model, planned),
-                    load_s=ASSUMED_START_S + model.size_bytes / ASSUMED_READ_BYTES_PER_S,
+                    memory_bytes=needs + reserve if needs else 0,
+                    size_bytes=model.size_bytes,
+                    slots=slot_count(own),
+                    context_tokens=planned,
+                    bytes_per_token=grows / (largest - planned) if grows else 0.0,
+                    reserve_bytes=reserve,
                     pinned=own.pinned,
                     context_max=largest,
                     idle_timeout_s=self._config.worker.idle_timeout_sec if idle_s < 0 else idle_s,
@@ -212,6 +256,18 @@ class Fleet:
             held = {"cpu": worker.memory_bytes} if worker and worker.memory_bytes else {}
             samples.append(WorkerSample(model.name, state, held))
         return samples
+
+
+def _last_value(args: tuple[str, ...]) -> int | None:
+    """Return the MiB that an operator's own flags give to prompt caches; None = they do not."""
+    found = None
+    for word, value in pairwise(args):
+        if word.replace("_", "-") in _PROMPT_CACHE_FLAGS:
+            try:
+                found = int(value)
+            except ValueError:
+                return 0  # llama-server will refuse it, and say so
+    return found
 
 
 def total_memory_bytes() -> int:

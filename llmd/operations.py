@@ -65,9 +65,14 @@ class Operations:
         return model
 
     def state_of(self, model: CatalogModel) -> WorkerState:
-        """Return what a model's worker is doing; a file that cannot be loaded is `failed`."""
+        """Return what a model's worker is doing; a file that cannot be loaded is `failed`.
+
+        One that has been told to start is `starting`, although its own task has not begun to.
+        """
         if model.fault:
             return WorkerState.FAILED
+        if self.scheduler.starting(model.name):
+            return WorkerState.STARTING
         worker = self.supervisor.worker(model.name)
         return WorkerState.OFF if worker is None else worker.state
 
@@ -99,6 +104,7 @@ class Operations:
         Raises:
             ShuttingDown: The daemon is on its way out.
             ModelFailed: Its file cannot be loaded.
+            Conflict: A model that is to go for it is not loaded; nothing is done.
             InsufficientMemory: It does not fit; nothing is done.
         """
         model = self.model(request.model)
@@ -107,6 +113,11 @@ class Operations:
         if model.fault:
             raise errors.ModelFailed(f"{model.name} could not be loaded: {model.fault}")
         plan = self.scheduler.plan(request)
+        if plan.not_loaded:
+            raise errors.Conflict(
+                f"{', '.join(plan.not_loaded)} cannot be unloaded for {model.name}: not loaded",
+                param="from",
+            )
         if not plan.fits:
             raise errors.InsufficientMemory(
                 f"{model.name} cannot be loaded: {plan.reason}", param="model"

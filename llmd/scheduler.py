@@ -122,6 +122,10 @@ class Lease:
         """Return when the grant is expected, in seconds from now, if that can be told."""
         return self._scheduler.eta_s(self.item.id)
 
+    def load_progress(self) -> policy.Progress | None:
+        """Return how far the load of its model is, if that can be told."""
+        return self._scheduler.load_progress(self.item.model)
+
 
 class Scheduler:
     """Leases for requests, and the workers that they need.
@@ -298,6 +302,11 @@ class Scheduler:
     def load_progress(self, model: str) -> policy.Progress | None:
         """Return how far the load of `model` is; None when it does not load, or nobody knows."""
         return policy.load_progress(self.state, self.state.model(model), self._clock())
+
+    def starting(self, model: str) -> bool:
+        """Return whether `model` has been told to start and has not begun to."""
+        known = self.state.models.get(model)
+        return known is not None and known.starting
 
     # --- operators --------------------------------------------------------------------------
 

@@ -112,6 +112,7 @@ def build_spec(
     *,
     socket_path: Path,
     context_tokens: int,
+    prompt_cache_mib: int = -1,
     environ: Mapping[str, str] | None = None,
 ) -> WorkerSpec:
     """Return how to start a worker for `model`.
@@ -122,6 +123,8 @@ def build_spec(
         config: All settings.
         socket_path: Where it is to listen: absolute, ending in `.sock`, at most 107 bytes.
         context_tokens: What one request may fill; every slot gets this much.
+        prompt_cache_mib: What it may keep of finished prompts; 0 = nothing, -1 = no limit is set
+            here, and the operator's flags or llama-server's own hold.
         environ: The environment that the worker's is made from; default: the process's own.
 
     Raises:
@@ -134,6 +137,8 @@ def build_spec(
     _add_placement(argv, engine, model.config)
     _add_kind(argv, model)
     _add_batch(argv, engine, model, context_tokens)
+    if prompt_cache_mib >= 0:
+        argv.add("-cram --cache-ram", str(prompt_cache_mib))
     _add_service(argv, model.config, worker_ui=config.server.worker_ui)
     argv.extend("llama.args", config.llama.args)
     argv.extend(f"models.{model.name}.args", model.config.args)

@@ -103,6 +103,24 @@ async def test_a_switch_away_from_a_named_model(demo_models, autojump_clock):
         assert unknown.error["param"] == "from"
 
 
+async def test_a_switch_away_from_what_is_not_loaded_says_so(demo_models, autojump_clock):
+    async with api(demo_models) as rig:
+        await rig.loaded("demo-small")
+        body = {"model": "demo-embed", "from": "demo-large"}
+        answer = await rig.ask("POST", "/switch-model", body)
+        assert (answer.status, answer.error["code"]) == (409, "conflict")
+        assert answer.error["message"] == (
+            "demo-large cannot be unloaded for demo-embed: not loaded"
+        )
+        assert rig.state("demo-small") == "ready"
+
+
+async def test_a_switch_that_is_not_waited_for_says_that_it_has_begun(demo_models, autojump_clock):
+    async with api(demo_models) as rig:
+        answer = await rig.ask("POST", "/switch-model", {"model": "demo-small"})
+        assert answer.json["status"] == "starting"
+
+
 async def test_a_switch_that_somebody_else_undoes_says_so(demo_models, autojump_clock):
     slow = {"demo-small": [Script(load_s=50, lines_s=1)]}
     async with api(demo_models, scripts=slow) as rig:

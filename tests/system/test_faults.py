@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 from daemon_rig import KEYS, read_answer, running
+
+from llmd.workers.diagnosis import ExitCause
 
 pytestmark = pytest.mark.system
 
@@ -96,6 +99,52 @@ async def test_a_worker_that_was_only_slow_is_not_called_hung_when_it_breaks_lat
     assert (answer.status, answer.code) == (502, "bad_worker_response")
     fake.assert_nothing_left()
     fake.assert_nothing_left()
+
+
+async def test_who_waits_behind_a_stuck_slot_is_served_by_the_next_worker(
+    runtime_dir, fake_engine, demo_small
+):
+    """It was silent for longer than the stall deadline, and still nothing was its fault."""
+    entry = {"name": "m", "path": str(demo_small), "parallel": 1}
+    quick = {"stall_timeout_sec": 0.2}
+    async with running(runtime_dir, fake_engine, [entry], worker=quick) as llmd:
+        supervisor = llmd.daemon.supervisor
+        supervisor._settings = replace(supervisor._settings, reclaim_timeout_s=0.8)
+        await llmd.chat()
+        pid = pid_of(llmd, "m")
+        stuck = await llmd.open_chat("[[sticky]] [[token 1]]", stream=True, max_tokens=9)
+        await llmd.until_states("decode")
+        await stuck.aclose()
+        await llmd.until(lambda: not llmd.handles())
+        answer = await llmd.chat(max_tokens=2)
+        assert answer.status == 200
+        assert llmd.last().retries == 1
+        assert llmd.worker("m").end_of(pid).cause is ExitCause.STUCK_SLOT
+
+
+async def test_an_error_says_whether_the_worker_ended_or_only_a_connection(fake):
+    await fake.chat()
+    events = (await read_answer(await fake.open_chat("[[cut]]", stream=True, max_tokens=5))).events
+    assert "the worker lives on" in events[-1]["error"]["message"]
+    client = await fake.open_chat("[[token 0.3]]", stream=True, max_tokens=99)
+    await fake.until_states("decode")
+    os.kill(pid_of(fake, NAME), signal.SIGKILL)
+    events = (await read_answer(client)).events
+    assert "the worker was killed by SIGKILL" in events[-1]["error"]["message"]
+
+
+async def test_a_model_that_keeps_crashing_may_be_asked_again_once_that_is_forgotten(
+    runtime_dir, fake_engine, demo_small
+):
+    entry = {"name": "m", "path": str(demo_small), "env": {"FAKE_CRASH": "no luck"}}
+    settings = {"restart_limit": 1, "restart_window_sec": 40}
+    async with running(runtime_dir, fake_engine, [entry], worker=settings) as llmd:
+        for _ in range(2):
+            answer = await llmd.chat()
+            assert (answer.status, answer.code) == (503, "model_failed")
+            assert "x-should-retry" not in answer.headers
+            assert 30 <= int(answer.headers["retry-after"]) <= 40
+            assert int(answer.headers["retry-after-ms"]) > 29_000
 
 
 async def test_silence_of_a_healthy_worker_is_waited_out(fake):
