@@ -22,6 +22,7 @@ from llmd.admin.grammar import did_you_mean
 from llmd.admin.peercred import Peer
 from llmd.admin.views import Views
 from llmd.core.events import SwitchRequested
+from llmd.core.lifecycle import RequestState
 from llmd.core.policy import Plan
 from llmd.core.record import CancelCause
 from llmd.models.catalog import CatalogModel
@@ -65,7 +66,7 @@ class Commands:
             p.Hello: self._hello,
             p.GetStatus: lambda _command, _actor: views.status(),
             p.GetModels: lambda _command, _actor: views.models(),
-            p.GetRequests: lambda command, _actor: views.requests(command),
+            p.GetRequests: self._requests,
             p.GetQueue: lambda _command, _actor: views.queue(views.statistics()),
             p.GetVersion: lambda _command, _actor: views.version(),
             p.GetWhy: self._why,
@@ -104,6 +105,16 @@ class Commands:
             generation=daemon.generation,
             pid=daemon.pid,
         )
+
+    def _requests(self, command: p.GetRequests, actor: Actor) -> p.Requests:
+        states = [state.value for state in RequestState]
+        if command.state and command.state not in states:
+            raise errors.InvalidRequest(
+                f"there is no state {command.state[:100]!r}{did_you_mean(command.state, states)}",
+                param="state",
+            )
+        model = self.model(command.model).name if command.model else ""
+        return self._views.requests(msgspec.structs.replace(command, model=model))
 
     def _why(self, command: p.GetWhy, actor: Actor) -> p.Story:
         record = self._views.record(command.request)

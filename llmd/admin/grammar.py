@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from llmd import __version__
 from llmd.admin import protocol as p
+from llmd.core.lifecycle import RequestState
 
 SHELLS = ("bash", "zsh", "fish")
 _MOST_SECONDS = 86400.0
@@ -119,7 +120,13 @@ def _looking(command: Add) -> None:
             state=o.state, model=o.model, key=o.key, ended=o.ended, limit=o.limit
         ),
     )
-    requests.add_argument("--state", default="", help="only those in this state")
+    requests.add_argument(
+        "--state",
+        metavar="STATE",
+        choices=[state.value for state in RequestState],
+        default="",
+        help="only those in this state: queued, decode, done, ...",
+    )
     requests.add_argument("--model", metavar="MODEL", default="", help="only those for this model")
     requests.add_argument("--key", metavar="KEY", default="", help="only those of this key")
     requests.add_argument("-a", "--ended", action="store_true", help="ended ones, too")

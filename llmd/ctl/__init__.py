@@ -17,7 +17,7 @@ import msgspec
 
 from llmd import __version__
 from llmd.admin import protocol as p
-from llmd.admin.grammar import Parser, UsageError, build_parser, commands_of, parse
+from llmd.admin.grammar import Parser, UsageError, build_parser, commands_of, did_you_mean, parse
 from llmd.client import BadReply, Client, Refused, Unreachable
 
 if TYPE_CHECKING:
@@ -109,23 +109,35 @@ def _version(options: Namespace) -> int:
 
 def _choose(options: Namespace) -> str:
     """Return the model that the person at the terminal picks from a list; "" for none."""
+    from llmd.ctl import render
+
     with Client(options.socket) as client:
-        names = [model.name for model in client.models().models if not model.fault]
-    for number, name in enumerate(names, 1):
-        sys.stderr.write(f"{number:3}  {name}\n")
-    sys.stderr.write("switch to which? ")
+        models = [model for model in client.models().models if not model.fault]
+    if not models:
+        _complain("there is no model to switch to", REFUSED)
+        return ""
+    names = [model.name for model in models]
+    lines = render.choices(models, style(sys.stderr, os.environ))
+    sys.stderr.write("\n".join([*lines, f"switch to which (1-{len(names)} or a name)? "]))
     sys.stderr.flush()
-    said = sys.stdin.readline().strip()
+    said = sys.stdin.readline()
+    if not said:
+        sys.stderr.write("\n")
+    said = said.strip()
     if said.isascii() and said.isdigit() and 1 <= int(said) <= len(names):
         return names[int(said) - 1]
-    return said if said in names else ""
+    if said and said not in names:
+        _complain(f"there is no {said!r} in the list{did_you_mean(said, names)}", REFUSED)
+        return ""
+    return said
 
 
 def _names(words: Sequence[str]) -> int:
-    """Print names for completion, one a line; nothing without a daemon."""
+    """Print `models` or `requests` for completion, one a line; nothing without a daemon."""
+    kind, path = (*words, "", "")[:2]
     try:
-        with Client(timeout_s=1.0) as client:
-            if words[:1] == ["models"]:
+        with Client(path or None, timeout_s=1.0) as client:
+            if kind == "models":
                 names = [model.name for model in client.models().models]
             else:
                 names = [request.id for request in client.requests().requests]

@@ -7,23 +7,40 @@ from typing import Any
 
 from llmd.admin import protocol as p
 from llmd.admin.units import count, size, span
-from llmd.ctl.tables import Style, clock, held, table
+from llmd.ctl.tables import Style, clock, flow, held, shorten, table
+
+_PAUSED = "admission paused (llmctl resume)"
 
 
 def status(view: p.Status, style: Style, now: float) -> list[str]:
     """Return the daemon in one page."""
     daemon, totals = view.daemon, view.totals
-    admission = "" if daemon.admission_open else "  admission paused (llmctl resume)"
     oldest = f" (oldest {span(now - totals.oldest_at)})" if totals.oldest_at else ""
     lines = [
-        f"llmd {daemon.version} @{daemon.host}  {style.paint(daemon.state, daemon.state)}"
-        f"  up {span(now - daemon.started_at)}  generation {daemon.generation}"
-        f"  {daemon.url}{admission}",
-        f"run {totals.running}  slots {totals.slots_busy}/{totals.slots}"
-        f"  queue {totals.queued}/{totals.max_queued or '∞'}{oldest}"
-        f"  gen {totals.tokens_per_s:.0f} t/s"
-        f"  TTFT p95 {span(totals.first_token_p95_s)}  wait p95 {span(totals.wait_p95_s)}"
-        f"  429 {totals.limited_per_min}/min  err {totals.errors_5m}/5m",
+        *flow(
+            [
+                f"llmd {daemon.version} @{daemon.host}",
+                style.paint(daemon.state, daemon.state),
+                f"up {span(now - daemon.started_at)}",
+                f"generation {daemon.generation}",
+                daemon.url,
+                "" if daemon.admission_open else _PAUSED,
+            ],
+            style,
+        ),
+        *flow(
+            [
+                f"run {totals.running}",
+                f"slots {totals.slots_busy}/{totals.slots}",
+                f"queue {totals.queued}/{totals.max_queued or '∞'}{oldest}",
+                f"gen {totals.tokens_per_s:.0f} t/s",
+                f"TTFT p95 {span(totals.first_token_p95_s)}",
+                f"wait p95 {span(totals.wait_p95_s)}",
+                f"429 {totals.limited_per_min}/min",
+                f"err {totals.errors_5m}/5m",
+            ],
+            style,
+        ),
         _memory(totals),
     ]
     if not view.workers:
@@ -75,6 +92,15 @@ def models(view: p.Models, style: Style) -> list[str]:
     ]
     columns = ("STATE", "MODEL", "CONTEXT", "PARAMS", "QUANT", "FILE", "MEM", "CAN")
     return table(columns, rows, style, right="CONTEXT PARAMS FILE MEM")
+
+
+def choices(models: Sequence[p.Model], style: Style) -> list[str]:
+    """Return a numbered list of models to choose from."""
+    rows = [
+        [str(number), model.state, model.name, held(model.estimate_bytes)]
+        for number, model in enumerate(models, 1)
+    ]
+    return table(("#", "STATE", "MODEL", "MEM"), rows, style, right="# MEM")
 
 
 def _parameters(number: int | None) -> str:
@@ -133,13 +159,15 @@ def _why(request: p.Request, now: float) -> str:
 
 def queue(view: p.Queue, style: Style, now: float) -> list[str]:
     """Return what waits, by model and by key."""
-    head = (
-        f"queued {view.queued}/{view.max_queued or '∞'}"
-        f"  tokens {count(view.queued_tokens)}/{count(view.max_queued_tokens) or '∞'}"
-        + "".join(f"  {name} {number}" for name, number in view.by_class.items())
-        + ("" if view.admission_open else "  admission paused (llmctl resume)")
+    lines = flow(
+        [
+            f"queued {view.queued}/{view.max_queued or '∞'}",
+            f"tokens {count(view.queued_tokens)}/{_limit(view.max_queued_tokens)}",
+            *(f"{name} {number}" for name, number in view.by_class.items()),
+            "" if view.admission_open else _PAUSED,
+        ],
+        style,
     )
-    lines = [head]
     if view.models:
         rows = [
             [
@@ -201,6 +229,10 @@ def plan(view: p.Plan, style: Style) -> list[str]:
     if view.dry_run:
         lines.append(f"  do it: {view.command}")
     return lines
+
+
+def _limit(number: int) -> str:
+    return count(number) if number else "∞"
 
 
 def _many(number: int, noun: str) -> str:
@@ -330,7 +362,7 @@ def event(message: p.Snapshot | p.Event | p.Lagged, style: Style) -> list[str]:
     lines += [f"{clock(n.at)} log     {n.level:9} {n.text}" for n in message.log or ()]
     if message.queue is not None and isinstance(message, p.Event):
         lines.append(f"{at} queue   {message.queue.queued} waiting")
-    return lines
+    return [shorten(line, style) for line in lines]
 
 
 def text(answer: object, style: Style, now: float) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ _COLOURS: Mapping[str, str] = {
     **dict.fromkeys(("failed", "backoff", "timed_out"), "31"),
     **dict.fromkeys(("off", "cancelled", "abandoned", "refused", "received"), "2"),
 }
+_PAINT = re.compile("\x1b\\[\\d*m")
+_PIECE = re.compile("\x1b\\[\\d*m|.", re.DOTALL)
 _LEAST_WIDTH = 8  # of a column that gives way
 
 
@@ -61,6 +64,36 @@ def cut(text: str, width: int) -> str:
             break
         kept += char
     return kept + "…" if width > 0 else ""
+
+
+def shorten(line: str, style: Style) -> str:
+    """Return a line, coloured or not, in at most the terminal's width."""
+    plain = _PAINT.sub("", line)
+    if not style.width or cells(plain) <= style.width:
+        return line
+    kept, used = "", 0
+    for piece in _PIECE.findall(line):
+        if piece[0] != "\x1b":
+            used += cells(piece)
+            if used > style.width - 1:
+                break
+        kept += piece
+    return kept + ("\x1b[0m" if "\x1b" in kept else "") + "…"
+
+
+def flow(parts: Sequence[str], style: Style) -> list[str]:
+    """Return parts beside each other, two spaces apart, on as many lines as they need."""
+    lines: list[str] = []
+    used = 0
+    for part in filter(None, parts):
+        width = cells(_PAINT.sub("", part))
+        if lines and (not style.width or used + 2 + width <= style.width):
+            lines[-1] += "  " + part
+            used += 2 + width
+        else:
+            lines.append(part)
+            used = width
+    return [shorten(line, style) for line in lines]
 
 
 def table(

@@ -211,6 +211,23 @@ async def test_the_story_of_one_turned_away_while_it_waited_is_kept(desk):
     assert [step["rule"] for step in story["steps"]] == ["min_residency", "admission_closed"]
 
 
+async def test_requests_are_chosen_by_words_that_exist(desk):
+    await running(desk)
+    peer = desk.peer()
+    assert (await peer.ask(type="requests", id=1, state="queud"))["message"].endswith(
+        "did you mean 'queued'?"
+    )
+    unknown = await peer.ask(type="requests", id=2, model="demo-smal")
+    assert (unknown["code"], unknown["message"]) == (
+        "model_not_found",
+        "the model 'demo-smal' does not exist; did you mean 'demo-small'?",
+    )
+    for model in ("demo-small", "demo-small.gguf"):  # its file is an alias
+        answer = await peer.ask(type="requests", id=3, model=model, state="prefill")
+        assert [row["id"] for row in answer["result"]["requests"]] == ["r-1"]
+    await peer.ask(type="cancel", id=4, all=True)
+
+
 async def test_why_knows_only_what_is_remembered(desk):
     assert (await desk.peer().ask(type="why", id=1, request="x"))["code"] == "request_not_found"
 
