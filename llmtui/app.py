@@ -158,13 +158,13 @@ async def _once(make: Callable[[], Source], *, as_json: bool) -> int:
 
 def page(message: p.Snapshot, width: int = 118) -> list[str]:
     """Return a snapshot as plain lines."""
-    from llmtui.header import Own, header
+    from llmtui.header import Bar, header
     from llmtui.rows import heading, request_columns, request_row, worker_columns, worker_row
     from llmtui.state import State, heard, request_order, worker_order
 
     now, look = message.at, Look()
     state = heard(State(), message, now)
-    lines = header(state, width, now, look, can_write=False, paused=False, own=Own())
+    lines = header(state, width, now, look, Bar(at=now))
     shown = ["".join(text for text, _ in line) for line in lines]
     columns = worker_columns(width, look)
     shown += ["", heading(columns)]
@@ -189,11 +189,6 @@ def on_signals(stop: Callable[[int], Any]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         loop.add_signal_handler(number, stop, 128 + number)
-
-
-def started() -> tuple[float, float]:
-    """Return the wall and processor clocks, to tell what the screen itself costs."""
-    return time.monotonic(), time.process_time()
 
 
 if __name__ == "__main__":

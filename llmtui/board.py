@@ -1,40 +1,49 @@
-"""The main screen as it is drawn: two tables, the lines around them, and when they are painted."""
+"""The main screen as it is drawn: the tables, the lines around them, and when they are painted."""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from textual.app import App, ComposeResult
-from textual.content import Content
-from textual.widgets import Input
+from rich.style import Style
+from textual.app import ComposeResult
+from textual.screen import Screen
+from textual.timer import Timer
 
+from llmd.admin import protocol as p
 from llmd.admin.framing import clean
-from llmtui.app import on_signals, started
-from llmtui.bindings import KEYS
-from llmtui.header import Own, header
+from llmtui.app import on_signals
+from llmtui.bindings import footer_keys, of_board
+from llmtui.header import Bar, header
 from llmtui.link import Link, Source
+from llmtui.own import Meter, Own
 from llmtui.rows import (
     Line,
     Look,
     heading,
+    notice_row,
     request_columns,
     request_flag,
     request_row,
     worker_columns,
     worker_row,
 )
-from llmtui.state import RUNNING, hold, is_faulty_worker, ticked
-from llmtui.view import View
+from llmtui.screens.desk import Desk
+from llmtui.state import RUNNING, held, hold, is_faulty_worker, newest_running, ticked
+from llmtui.view import View, first_rate
 from llmtui.widgets.lines import Lines
 from llmtui.widgets.paint import DARK, LIGHT, palette
+from llmtui.widgets.prompt import Prompt
 from llmtui.widgets.table import Table
+from llmtui.wire import LeanApp
 
-PAINT_S = 0.25
-_SETTLE_S = 3.0  # rows are put in order again this long after the last key
+SETTLE_S = 3.0  # rows are put in order again this long after the last key
+_SAID_S = 6.0
+_ROOMY = 30  # rows from which on the daemon's last word has a line of its own
 
 
-class Board(App[int]):
+class Board(LeanApp):
     """Shows what the link hears; keys come with `llmtui.screen.LlmTui`.
 
     Args:
@@ -42,10 +51,11 @@ class Board(App[int]):
         look: How things are drawn.
         read_only: Offer no actions even where the socket allows them.
         colours: `dark`, `light` or `ansi`.
+        clock: Unix seconds.
+        keymap: Other keys, by binding id.
     """
 
     CSS_PATH = "llmtui.tcss"
-    ENABLE_COMMAND_PALETTE = False
     TITLE = "llmtui"
 
     def __init__(
@@ -56,25 +66,33 @@ class Board(App[int]):
         read_only: bool = False,
         colours: str = "dark",
         clock: Callable[[], float] = time.time,
+        keymap: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.look = look or Look()
         self._read_only = read_only
         self.clock = clock
+        self.keymap = dict(keymap or {})
         self.link = Link(make, self._changed, clock)
         self.shown = self.link.state
         self.paused = False
+        self.following = False
+        self.view = View()
+        self.rate = first_rate(over_ssh=bool(os.environ.get("SSH_CONNECTION")))
+        self.keyed_at = 0.0
+        self._focused = "requests"
+        self.now = clock()
+        self._timer: Timer | None = None
         self._dirty = True
         self._drawn_second = 0
-        self.keyed_at = 0.0
-        self.now = self.clock()
-        self.view = View()
+        self._jumped: dict[str, float] = {}
         self._said = ("", "", 0.0)
-        self._clocks = started()
+        self._meter = Meter()
         self._own = Own()
         self.register_theme(DARK)
         self.register_theme(LIGHT)
         self._colours = colours
+        self.palette: Mapping[str, Style] = {}
 
     # --- layout -----------------------------------------------------------------------------
 
@@ -87,25 +105,29 @@ class Board(App[int]):
         yield Lines(self._header, id="header")
         yield Table(self._worker, self._worker_title, id="workers")
         yield Table(self._request, self._request_title, id="requests")
+        yield Table(self._event, lambda _width: "AT       LEVEL    WHAT", id="events")
         yield Lines(self._notice, id="notice")
-        yield Lines(self._keys, id="footer")
-        yield Input(id="filter", placeholder="filter", compact=True)
+        yield Lines(self.board_keys, id="footer")
+        yield Prompt(id="filter")
+        yield Prompt(id="command")
 
     def on_mount(self) -> None:
         """Begin to listen and to draw."""
         theme = {"dark": DARK, "light": LIGHT}.get(self._colours)
         self.theme = theme.name if theme else "ansi-dark"
-        colours = palette(theme)
+        self.palette = palette(theme)
         for table in self.query(Table):
-            table.colours = colours
+            table.colours = self.palette
             table.cursor_mark = ">" if self.look.ascii_only else "▌"
         for lines in self.query(Lines):
-            lines.colours = colours
+            lines.colours = self.palette
         if self.look.ascii_only:
             self.add_class("plain")
-        self.query_one("#requests").focus()
+        self.query_one("#events").display = False
+        self.set_keymap(self.keymap)
+        self.focus_table("requests")
         self.run_worker(self.link.run(), name="link")
-        self.set_interval(PAINT_S, self._paint)
+        self.set_rate(self.rate)
         self._fit()
         on_signals(lambda code: self.exit(code, return_code=code))
 
@@ -114,81 +136,115 @@ class Board(App[int]):
         self._fit()
         self._dirty = True
 
-    def _fit(self) -> None:
-        short = self.size.width < 100
-        self.query_one("#header").set_class(short, "short")
-        self.query_one("#notice").display = self.size.height >= 30
-        rows = max(1, len(self.view.worker_keys(self.shown)))
-        room = max(4, (self.size.height - 4) // 2)
-        self.query_one("#workers").styles.height = min(rows + 3, room)
+    def set_rate(self, rate: float) -> None:
+        """Draw this often a second from now on."""
+        self.rate = rate
+        if self._timer is not None:
+            self._timer.stop()
+        self._timer = self.set_interval(1 / rate, self._paint)
 
-    # --- drawing ----------------------------------------------------------------------------
+    def _fit(self) -> None:
+        """Give each part its rows: the events take the requests' place where there are few."""
+        width, height = self.size
+        self.main.query_one("#header").set_class(width < 100, "short")
+        self.main.query_one("#notice").display = height >= _ROOMY
+        rows = max(1, len(self.view.worker_keys(self.shown)))
+        self.main.query_one("#workers").styles.height = min(rows + 3, max(4, (height - 4) // 2))
+        events = self.main.query_one("#events")
+        self.main.query_one("#requests").display = height >= _ROOMY or not events.display
+        events.styles.height = 12 if height >= _ROOMY else "1fr"
+
+    # --- when it is drawn -------------------------------------------------------------------
 
     def _changed(self) -> None:
         self._dirty = True
+        if self.link.state.link != self.shown.link and not self.paused:
+            self.call_later(self._paint)  # found, or lost: nobody should wait to see it
 
     def _paint(self) -> None:
         """Draw what has changed, and once a second what grows older."""
-        if not self.query("#header"):
+        if not self.screen_stack or not self.main.query("#header"):
             return  # the screen is being taken down, and the timer was due once more
         now = self.clock()
         if int(now) == self._drawn_second and not self._dirty:
             return
         if int(now) != self._drawn_second:
-            self._measure()
+            self._own = self._meter.sample()
         self._drawn_second, self._dirty = int(now), False
         self.link.state = ticked(self.link.state, now)
         if not self.paused:
             self.shown, self.now = self.link.state, now
-        self._draw()
+        self.draw()
 
-    def _draw(self) -> None:
+    def redraw(self) -> None:
+        """Draw at once what a key has changed."""
+        if not self.paused:
+            self.now = self.clock()
+        self.draw()
+
+    def draw(self) -> None:
+        """Draw everything as it is shown now; widgets that look the same stay untouched."""
         self._fit()
-        state = self.shown
         for table, keys in (
-            (self.query_one("#workers", Table), self.view.worker_keys(self.shown)),
-            (self.query_one("#requests", Table), self.view.request_keys(self.shown, self.now)),
+            (self.board("workers"), self.view.worker_keys(self.shown)),
+            (self.board("requests"), self.view.request_keys(self.shown, self.now)),
+            (self.board("events"), self.view.notice_keys(self.shown)),
         ):
-            table.faded = state.link != "live"
-            settled = time.monotonic() - self.keyed_at > _SETTLE_S
-            table.show(keys if settled else hold(table.keys, keys))
+            table.faded = self.shown.link != "live"
+            still = time.monotonic() - self.keyed_at <= SETTLE_S and table.id != "events"
+            if table.show(hold(table.keys, keys) if still else keys):
+                self._jumped[table.id or ""] = time.monotonic()
+        if self.following:
+            self.board("requests").go(newest_running(self.shown, self.board("requests").keys))
         self.titles()
-        for lines in self.query(Lines):
+        for lines in self.main.query(Lines):
             lines.update()
 
-    def _measure(self) -> None:
-        wall, cpu = started()
-        passed = wall - self._clocks[0]
-        if passed > 2:
-            self._own = Own(cpu=(cpu - self._clocks[1]) / passed)
-            self._clocks = (wall, cpu)
+    def jumped(self, table: Table, within_s: float) -> bool:
+        """Return whether the cursor has just lost its row, so that a key may hit another."""
+        return time.monotonic() - self._jumped.get(table.id or "", -within_s) < within_s
+
+    # --- what is drawn ----------------------------------------------------------------------
 
     def titles(self) -> None:
         """Say above each table what it holds."""
         state = self.shown
-        workers, requests = self.query_one("#workers", Table), self.query_one("#requests", Table)
+        workers, requests, events = map(self.board, ("workers", "requests", "events"))
         up = sum(worker.slots > 0 for worker in state.workers.values())
         running = sum(request.state in RUNNING for request in state.requests.values())
         waiting = sum(request.state == "queued" for request in state.requests.values())
         requests.marked &= set(state.requests)
-        marked = f"  marked {len(requests.marked)}" if requests.marked else ""
-        self._title(workers, f"1 Workers  {up} up of {len(state.workers)}", "")
-        self._title(requests, f"2 Requests  {running} running, {waiting} queued", marked)
+        marks = [f"marked {len(requests.marked)}"] if requests.marked else []
+        follows = ["follows"] if self.following else []
+        self._title(workers, f"1 Workers  {up} up of {len(state.workers)}", [])
+        self._title(requests, f"2 Requests  {running} running, {waiting} queued", follows + marks)
+        self._title(events, "3 Events", [])
         old = state.link != "live"
         workers.empty = "not connected" if old else "no model matches"
         requests.empty = "" if old else "nobody asks for anything"
+        events.empty = "nothing has happened"
 
-    def _title(self, table: Table, title: str, more: str) -> None:
-        table.border_title = Content(f" {title} ")
-        text = "  ".join(self.view.told(table.id or "")) + more
-        table.border_subtitle = Content(f" {text.strip()} " if text.strip() else "")
+    def _title(self, table: Table, title: str, more: list[str]) -> None:
+        words = [*self.view.told(table.id or ""), *more]
+        if table.hidden:
+            words.append(f"+{table.hidden} below")
+        table.entitle(f" {title} ", f" {'  '.join(words)} " if words else "")
 
     def _header(self, width: int) -> list[Line]:
-        can_write = self.link.state.access == "write" and not self._read_only
+        link = self.link.state
         return header(
-            self.shown, width, self.now, self.look,
-            can_write=can_write, paused=self.paused, own=self._own,
-        )  # fmt: skip
+            self.shown if not self.paused else held(self.shown, link),
+            width,
+            self.now,
+            self.look,
+            Bar(
+                at=self.clock(),
+                can_write=link.access == "write" and not self._read_only,
+                paused=self.paused,
+                own=self._own,
+                rate=self.rate,
+            ),
+        )
 
     def _worker_title(self, width: int) -> str:
         return heading(worker_columns(width, self.look))
@@ -212,54 +268,108 @@ class Board(App[int]):
         row = request_row(request, self.shown, columns, self.now, self.look)
         return [(request_flag(request, self.now), "bad"), *row]
 
+    def notice_at(self, key: str) -> p.Notice | None:
+        """Return the line of the daemon's log that a row of the events is about."""
+        return next((n for n in self.shown.log if str(n.seq) == key), None)
+
+    def _event(self, key: str, width: int) -> Line:
+        notice = self.notice_at(key)
+        return [] if notice is None else [(" ", ""), *notice_row(notice, width - 1, self.look)]
+
     def _notice(self, width: int) -> list[Line]:
         text, style, until = self._said
-        if self.now < until:
+        if self.clock() < until:
             return [[(f" {clean(text)}", style)]]
         if self.shown.link == "stale":
             return [[(f" {clean(self.shown.trouble)}", "bad")]]
-        if not self.shown.log:
+        if not self.shown.log or self.board("events").display:
             return [[]]
         last = self.shown.log[-1]
         at = time.strftime(" %H:%M:%S ", time.localtime(last.at))
         return [[(at, "dim"), (clean(last.text)[:width], "dim")]]
 
-    def _keys(self, width: int) -> list[Line]:
+    def board_keys(self, width: int) -> list[Line]:
+        """Return the line at the bottom: the keys, or for a while what was said."""
         text, style, until = self._said
-        if self.now < until and self.size.height < 30:
+        if self.clock() < until and self.size.height < _ROOMY:
             return [[(f" {clean(text)}", style)]]
+        keys = [
+            (spelling, key.word, key.writes and not self.can_write)
+            for key, spelling in footer_keys(self.keymap)
+        ]
+        needed = sum(len(spelling) + len(word) + 3 for spelling, word, _ in keys)
+        gap = 2 if needed <= width else 1
+        *keys, last = keys
+        left = width - len(last[0]) - len(last[1]) - 3
         line: Line = []
-        left = width - 8
-        for key in KEYS:
-            if not key.word or key.id == "quit" or (key.writes and not self.can_write):
-                continue
-            if left < len(key.shown) + len(key.word) + 3:
-                continue
-            line += [(f" {key.shown}", "accent"), (f" {key.word} ", "dim")]
-            left -= len(key.shown) + len(key.word) + 3
-        return [[*line, (" q", "accent"), (" quit", "dim")]]
+        for spelling, word, off in keys:
+            taken = len(spelling) + len(word) + 1 + gap
+            if left >= taken:
+                line += [
+                    (" " * gap, ""),
+                    (spelling, "dim" if off else "accent"),
+                    (" " + word, "dim"),
+                ]
+                left -= taken
+        return [[*line, (" " * gap + last[0], "accent"), (f" {last[1]}", "dim")]]
 
     def say(self, text: str, style: str = "") -> None:
         """Show a line for some seconds."""
-        self._said = (text, style, self.clock() + 6)
+        self._said = (text, style, self.clock() + _SAID_S)
         self.redraw()
 
-    def redraw(self) -> None:
-        """Draw at once what a key has changed."""
-        if not self.paused:
-            self.now = self.clock()
-        self._draw()
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Return whether an action may run: the board's keys only on the board itself."""
+        if of_board(action) and (len(self.screen_stack) > 1 or isinstance(self.focused, Prompt)):
+            return False
+        return super().check_action(action, parameters)
 
     # --- what is on the screen --------------------------------------------------------------
 
     @property
+    def main(self) -> Screen[object]:
+        """The screen below all windows."""
+        return self.screen_stack[0]
+
+    def board(self, name: str) -> Table:
+        """Return a table by its name."""
+        return self.main.query_one(f"#{name}", Table)
+
+    @property
     def table(self) -> Table:
         """The table that has the focus, or had it last."""
-        focused = self.focused
-        return focused if isinstance(focused, Table) else self.query_one("#requests", Table)
+        focused = self.main.focused
+        return focused if isinstance(focused, Table) else self.board(self._focused)
+
+    def focus_table(self, name: str) -> None:
+        """Give a table the focus, if it is on the screen."""
+        table = self.board(name)
+        if table.display:
+            self._focused = name
+            # at once, and not through the queue as `Widget.focus` has it: in a burst of keys the
+            # next one would still go to the old table
+            self.main.set_focus(table)
+
+    def go_to(self, name: str, key: str) -> None:
+        """Put a table's cursor on a row, and give it the focus."""
+        self.board(name).go(key)
+        self.focus_table(name)
 
     @property
     def can_write(self) -> bool:
         """Whether actions are offered."""
         state = self.link.state
         return state.link == "live" and state.access == "write" and not self._read_only
+
+    @property
+    def desk(self) -> Desk:
+        """What windows work with."""
+        return Desk(
+            state=lambda: self.link.state,
+            source=lambda: self.link.source,
+            colours=self.palette,
+            look=lambda: self.look,
+            can_write=lambda: self.can_write,
+            say=self.say,
+            now=self.clock,
+        )

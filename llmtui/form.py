@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from rich.cells import cell_len, set_cell_size
@@ -28,6 +29,11 @@ def fit(text: str, width: int, *, right: bool = False, ascii_only: bool = False)
         return set_cell_size(text, width - 1) + mark if width > 1 else set_cell_size(text, width)
     pad = " " * (width - length)
     return pad + text if right else text + pad
+
+
+def clock(at: float) -> str:
+    """Return a moment as the hour of this box: 12:41:07."""
+    return time.strftime("%H:%M:%S", time.localtime(at))
 
 
 def bar(share: float, width: int, *, ascii_only: bool = False) -> str:

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from llmd.admin import protocol as p
 from llmtui.form import bar, count, fit, size, span, spark
+from llmtui.own import Own
 from llmtui.rows import Line, Look, Part
 from llmtui.state import State
 
 
 @dataclass(frozen=True)
-class Own:
-    """What the screen itself costs: a share of a core, and bytes a second to the terminal."""
+class Bar:
+    """What the header tells of the screen itself.
 
-    cpu: float = 0.0
-    bytes_per_s: float = 0.0
+    Attributes:
+        at: Unix seconds, also while the screen is paused.
+        can_write: Actions are allowed here.
+        paused: The rest is as it was when the screen was paused.
+        own: What the screen costs.
+        rate: How often a second it is drawn; 0 = it is not.
+    """
+
+    at: float
+    can_write: bool = False
+    paused: bool = False
+    own: Own = field(default_factory=Own)
+    rate: float = 0.0
 
 
-def header(
-    state: State, width: int, now: float, look: Look, *, can_write: bool, paused: bool, own: Own
-) -> list[Line]:
+def header(state: State, width: int, now: float, look: Look, tells: Bar) -> list[Line]:
     """Return two lines, or three where there is room for them."""
-    lines = [_first(state, width, now, look, can_write=can_write, paused=paused)]
+    lines = [_first(state, width, now, look, tells)]
     if width >= 100:
-        lines += [_rates(state, look, 16), _box(state, look, own)]
+        lines += [_rates(state, look, width), _box(state, look, tells.own, width)]
     else:
         lines.append(_short(state, look, width))
     return [_cut(line, width, look) for line in lines]
@@ -43,81 +54,138 @@ def link(state: State, now: float, look: Look) -> Part:
     return f"{ring} STALE {ago}, retry in {retry}s", "bad"
 
 
-def _first(
-    state: State, width: int, now: float, look: Look, *, can_write: bool, paused: bool
-) -> Line:
-    daemon, totals = state.daemon, state.totals
+def _first(state: State, width: int, now: float, look: Look, tells: Bar) -> Line:
+    """Return who this is and how it goes, the least important left out where room is short."""
     roomy = width >= 100
-    gap: Part = ("  ", "dim") if look.ascii_only or not roomy else (" │ ", "dim")
-    if look.ascii_only and roomy:
-        gap = (" | ", "dim")
-    host = f"@{daemon.host}" if daemon else ""
-    version = f" {daemon.version}" if daemon and roomy else ""
-    parts: Line = [(f" llmd{version} {host}", "head"), gap, link(state, now, look), gap]
-    parts.append(("RW" if can_write else "RO", "" if can_write else "warn"))
+    gap = ("  " if not roomy else " | " if look.ascii_only else " │ ", "dim")
+    left = _who(state, look, tells, gap, roomy=roomy)
+    right: Line = []
+    clock = time.strftime("%H:%M:%S", time.localtime(now))
+    rate = f"{tells.rate:g}Hz" if tells.rate else ""
+    up = f"up {span(now - state.daemon.started_at)}" if state.daemon else ""
+    room = width - _cells(left) - 1
+    load = _load(state, now, roomy=roomy, least=width < 76)
+    while len(load) > 1 and _cells(load) > room - len(gap[0]):
+        load.pop()
+    room -= _cells(load) + len(gap[0])
+    for text in (clock, rate, up) if roomy else (clock,):
+        if text and room >= len(text) + len(gap[0]):
+            right = [(text, "dim"), *([gap] if right else []), *right]
+            room -= len(text) + len(gap[0])
+    used = _cells(left) + len(gap[0]) + _cells(load) + _cells(right) + 1
+    return [*left, gap, *load, (" " * max(1, width - used), ""), *right]
+
+
+def _cells(line: Line) -> int:
+    return sum(len(text) for text, _ in line)
+
+
+def _who(state: State, look: Look, tells: Bar, gap: Part, *, roomy: bool) -> Line:
+    daemon = state.daemon
+    name = f" llmd {daemon.version if roomy else ''}".rstrip() if daemon else " llmd"
+    host = f" @{daemon.host}" if daemon else ""
+    write = ("RW", "") if tells.can_write else ("RO", "warn")
+    parts: Line = [(name + host, "head"), gap, link(state, tells.at, look), gap, write]
     if daemon and daemon.state != "ok":
         parts += [gap, (daemon.state.upper(), "warn")]
     if daemon and not daemon.admission_open:
-        parts += [gap, ("ADMISSION PAUSED", "warn")]
-    if paused:
+        parts += [gap, ("ADMISSION PAUSED" if roomy else "NO ADMISSION", "warn")]
+    if tells.paused:
         parts += [gap, ("PAUSED", "accent")]
-    oldest = f" ({span(now - totals.oldest_at)})" if totals.oldest_at else ""
-    queue = "queue" if roomy else "que"
-    parts += [gap, (f"run {totals.running}/{totals.slots}", "")]
-    parts += [(f"  {queue} {totals.queued}{oldest}", "warn" if totals.queued else "")]
-    if width >= 76:
-        limited, errors = totals.limited_per_min, totals.errors_5m
-        parts.append((f"  429 {limited}/min", "warn" if limited else "dim"))
-        parts.append((f"  err {errors}/5m", "bad" if errors else "dim"))
-    if roomy and daemon:
-        parts += [gap, (f"up {span(now - daemon.started_at)}", "dim")]
-    clock = time.strftime("%H:%M:%S", time.localtime(now))
-    used = sum(len(text) for text, _ in parts)
-    if used + len(clock) + 2 <= width:
-        parts.append((" " * (width - used - len(clock) - 1) + clock, "dim"))
     return parts
 
 
-def _rates(state: State, look: Look, length: int) -> Line:
+def _load(state: State, now: float, *, roomy: bool, least: bool) -> Line:
+    """Return who runs, waits and was refused, the most important first."""
     totals = state.totals
-    course = spark(state.history.get("", ()), length, ascii_only=look.ascii_only)
+    oldest = f"{span(now - totals.oldest_at)}" if totals.oldest_at else ""
+    oldest = f" ({'oldest ' if roomy else ''}{oldest})" if oldest else ""
+    parts: Line = [
+        (f"run {totals.running}/{totals.slots}", ""),
+        (
+            f"  {'queue' if roomy else 'que'} {totals.queued}{oldest}",
+            "warn" if totals.queued else "",
+        ),
+    ]
+    limited, errors = totals.limited_per_min, totals.errors_5m
+    if not least:
+        parts.append((f"  429 {limited}/{'min' if roomy else 'm'}", "warn" if limited else "dim"))
+        parts.append((f"  err {errors}{'/5m' if roomy else ''}", "bad" if errors else "dim"))
+    return parts
+
+
+def _rates(state: State, look: Look, width: int) -> Line:
+    totals = state.totals
+    length = 18 if width >= 118 else 10
+    made = spark(state.history.get("", ()), length, ascii_only=look.ascii_only)
+    read = spark(state.prefill, length, ascii_only=look.ascii_only)
+    window: Line = [("  [5m]", "dim")] if width >= 116 else []
     return [
         (" gen ", "dim"),
-        (f"{count(totals.tokens_per_s):>5} t/s ", ""),
-        (course, "ok" if totals.tokens_per_s else "dim"),
-        ("   prefill ", "dim"),
-        (f"{count(totals.prefill_tokens_per_s):>5} t/s", ""),
-        ("   TTFT p50 ", "dim"),
+        (f"{count(totals.tokens_per_s):>4} t/s ", ""),
+        (made, "ok" if totals.tokens_per_s else "dim"),
+        ("  prefill ", "dim"),
+        (f"{count(totals.prefill_tokens_per_s):>4} t/s ", ""),
+        (read, "accent" if totals.prefill_tokens_per_s else "dim"),
+        ("  TTFT p50 ", "dim"),
         (span(totals.first_token_p50_s), ""),
         (" p95 ", "dim"),
         (span(totals.first_token_p95_s), ""),
-        ("   wait p95 ", "dim"),
+        ("  wait p95 ", "dim"),
         (span(totals.wait_p95_s), ""),
-        (f"   done {totals.ended_5m} in 5m", "dim"),
+        *window,
     ]
 
 
-def _box(state: State, look: Look, own: Own) -> Line:
+def _box(state: State, look: Look, own: Own, width: int) -> Line:
     totals = state.totals
-    parts: Line = [(" mem ", "dim"), *_memory(state, look, 12)]
-    parts += [("   box ", "dim"), (size(totals.memory_total_bytes), "")]
-    for number, gpu in enumerate((totals.gpus or ())[:2]):
-        parts.append((f"   GPU{number} ", "dim"))
-        if gpu.utilization is not None:
-            parts.append((f"{gpu.utilization:.0%} ", ""))
-        if gpu.memory_used_bytes is not None and gpu.memory_total_bytes:
-            parts.append((f"{size(gpu.memory_used_bytes)}/{size(gpu.memory_total_bytes)} ", ""))
-        if gpu.temperature_c is not None:
-            parts.append((f"{gpu.temperature_c:.0f}C ", ""))
-        if gpu.power_w is not None:
-            parts.append((f"{gpu.power_w:.0f}W", ""))
-    parts.append((f"   tui {own.cpu:.1%}", "dim"))
+    gap: Part = (" | " if look.ascii_only else " │ ", "dim")
+    parts: Line = [(" ", "")]
+    for number, gpu in enumerate((totals.gpus or ())[: 1 if width < 130 else 2]):
+        parts += [*_gpu(number, gpu, look, 8), gap]
+    parts += [("models ", "dim"), *_memory(state, look, 8 if totals.gpus else 14)]
+    free = totals.memory_limit_bytes - totals.memory_held_bytes
+    if totals.memory_limit_bytes and free > 0:
+        parts += [(" free ", "dim"), (size(free), "")]
+    parts += [gap, *_ram(totals), gap, *_own(own)]
     return parts
+
+
+def _gpu(number: int, gpu: p.Gpu, look: Look, length: int) -> Line:
+    name = gpu.name.removeprefix("NVIDIA ").split(" ")[0]
+    parts: Line = [(f"GPU{number} {name}", "dim")]
+    if gpu.utilization is not None:
+        drawn = bar(gpu.utilization, length, ascii_only=look.ascii_only)
+        parts += [("  SM ", "dim"), (f"{gpu.utilization:.0%} ", ""), _bar(drawn, "ok", look)]
+    if gpu.memory_used_bytes is not None and gpu.memory_total_bytes:
+        share = gpu.memory_used_bytes / gpu.memory_total_bytes
+        drawn = bar(share, length, ascii_only=look.ascii_only)
+        text = f"{_of(gpu.memory_used_bytes, gpu.memory_total_bytes)} "
+        parts += [("  VRAM ", "dim"), (text, ""), _bar(drawn, _full(share), look)]
+    if gpu.temperature_c is not None:
+        parts.append((f"  {gpu.temperature_c:.0f}C", ""))
+    if gpu.power_w is not None:
+        parts.append((f" {gpu.power_w:.0f}W", ""))
+    return parts
+
+
+def _ram(totals: p.Totals) -> Line:
+    return [("RAM ", "dim"), (size(totals.memory_total_bytes), "")]
+
+
+def _own(own: Own) -> Line:
+    cpu = "-" if own.cpu is None else f"{own.cpu:.1%}"
+    rate = "" if own.bytes_per_s is None else f" {_kilo(own.bytes_per_s)}B/s"
+    return [(f"tui {cpu}{rate}", "dim")]
+
+
+def _kilo(number: float) -> str:
+    return f"{number / 1000:.0f}k" if number >= 9950 else f"{number / 1000:.1f}k"
 
 
 def _short(state: State, look: Look, width: int) -> Line:
     totals = state.totals
-    course = spark(state.history.get("", ()), 10 if width < 76 else 16, ascii_only=look.ascii_only)
+    course = spark(state.history.get("", ()), 10 if width < 76 else 14, ascii_only=look.ascii_only)
     parts: Line = [
         (" gen ", "dim"),
         (f"{count(totals.tokens_per_s)} t/s ", ""),
@@ -127,7 +195,16 @@ def _short(state: State, look: Look, width: int) -> Line:
     ]
     if width >= 76:
         parts += [("  wait95 ", "dim"), (span(totals.wait_p95_s), "")]
-    return [*parts, ("  mem ", "dim"), *_memory(state, look, 6 if width >= 76 else 0)]
+    gpu = totals.gpus[0] if totals.gpus else None
+    if gpu is None or width < 76:
+        return [*parts, ("  mem ", "dim"), *_memory(state, look, 6 if width >= 76 else 0)]
+    if gpu.utilization is not None:
+        parts += [("  SM ", "dim"), (f"{gpu.utilization:.0%}", "")]
+    if gpu.memory_used_bytes is not None and gpu.memory_total_bytes:
+        parts += [("  VRAM ", "dim"), (_of(gpu.memory_used_bytes, gpu.memory_total_bytes), "")]
+    if gpu.temperature_c is not None:
+        parts.append((f"  {gpu.temperature_c:.0f}C", ""))
+    return parts
 
 
 def _memory(state: State, look: Look, length: int) -> Line:
@@ -136,12 +213,25 @@ def _memory(state: State, look: Look, length: int) -> Line:
     if not limit:
         return [(size(held), "")]
     share = held / limit
-    text: Part = (f"{size(held)}/{size(limit)}", "")
+    text: Part = (_of(held, limit), "")
     if not length:
         return [text]
-    style = "warn" if share > 0.9 else "accent"
     drawn = bar(share, length, ascii_only=look.ascii_only)
-    return [text, (" ", ""), (drawn, f"{style}.bar" if not look.ascii_only else style)]
+    return [text, (" ", ""), _bar(drawn, _full(share), look)]
+
+
+def _of(part: int, whole: int) -> str:
+    """Return two sizes, the unit only once where it is the same: 86.0/141.0G."""
+    first, second = size(part), size(whole)
+    return f"{first[:-1] if first[-1:] == second[-1:] else first}/{second}"
+
+
+def _bar(drawn: str, style: str, look: Look) -> Part:
+    return drawn, style if look.ascii_only else f"{style}.bar"
+
+
+def _full(share: float) -> str:
+    return "warn" if share > 0.9 else "accent"
 
 
 def _cut(line: Line, width: int, look: Look) -> Line:

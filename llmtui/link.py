@@ -6,11 +6,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from llmd.admin import protocol as p
 from llmd.admin.calls import AdminError, Unreachable
 from llmtui.state import State, greeted, heard, lost
+
+R = TypeVar("R")
 
 _FIRST_RETRY_S = 0.5
 _LAST_RETRY_S = 5.0
@@ -30,6 +32,10 @@ class Source(Protocol):
 
     async def hello(self) -> p.Welcome:
         """Greet."""
+        ...
+
+    async def call(self, command: p.Command[R]) -> R:
+        """Send any command and return its result."""
         ...
 
     def subscribe(self, *topics: str) -> AsyncIterator[p.Snapshot | p.Event | p.Lagged]:
@@ -54,6 +60,7 @@ class Source(Protocol):
         *,
         evict: Sequence[str] = (),
         add: bool = False,
+        drain_s: float | None = None,
         force: bool = False,
         if_gen: int | None = None,
         dry_run: bool = False,
@@ -61,7 +68,14 @@ class Source(Protocol):
         """Switch, or plan a switch."""
         ...
 
-    async def unload(self, model: str, *, if_gen: int | None = None) -> p.Acted:
+    async def unload(
+        self,
+        model: str,
+        *,
+        drain_s: float | None = None,
+        force: bool = False,
+        if_gen: int | None = None,
+    ) -> p.Acted:
         """Unload a model."""
         ...
 

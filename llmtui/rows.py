@@ -6,6 +6,7 @@ names (`ok`, `warn`, `bad`, `accent`, `dim`, `new`, ""), which the widgets turn 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -234,6 +235,18 @@ def request_row(
 
     base = "dim" if request.ended else "new" if request.id in state.fresh else ""
     return _line(shown, cell, look, base)
+
+
+_LEVEL_STYLE = {"warning": "warn", "error": "bad", "critical": "bad"}
+
+
+def notice_row(notice: p.Notice, width: int, look: Look) -> Line:
+    """Return a line of the daemon's log as a row."""
+    at = time.strftime("%H:%M:%S ", time.localtime(notice.at))
+    level = fit(notice.level, 8, ascii_only=look.ascii_only)
+    text = fit(notice.text, max(1, width - len(at) - len(level) - 1), ascii_only=look.ascii_only)
+    style = _LEVEL_STYLE.get(notice.level, "")
+    return [(at, "dim"), (level + " ", style or "dim"), (text, style)]
 
 
 def short_id(name: str) -> str:

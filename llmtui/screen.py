@@ -6,15 +6,19 @@ from typing import ClassVar
 
 from textual.binding import BindingType
 
-from llmtui.acting import Acting
-from llmtui.bindings import HELP, bindings
-from llmtui.screens.dialogs import Help
+from llmtui.bindings import bindings, help_lines
+from llmtui.commanding import Commanding
+from llmtui.screens.help import Help
 
 
-class LlmTui(Acting):
+class LlmTui(Commanding):
     """The operators' screen; see `llmtui.board.Board` for its arguments."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings()
+
+    def action_leave(self) -> None:
+        """Leave, from wherever one is."""
+        self.exit(0)
 
     def action_quit_now(self) -> None:
         """Leave."""
@@ -22,5 +26,7 @@ class LlmTui(Acting):
 
     def action_help(self) -> None:
         """Show the keys."""
-        text = HELP.encode("ascii", "replace").decode() if self.look.ascii_only else HELP
-        self.push_screen(Help("Keys", text.splitlines()))
+        ascii_only = self.look.ascii_only
+        self.push_screen(
+            Help(self.desk, lambda width: help_lines(self.keymap, width, ascii_only=ascii_only))
+        )

@@ -36,7 +36,8 @@ class State:
         fresh: Requests that have just come, and when.
         gone: Requests that have just ended, and when; they leave after `GONE_S`.
         history: Tokens a second of the last minute, by model and "" for all, oldest first.
-        ticked_at: The second up to which `history` reaches.
+        prefill: Prompt tokens a second, likewise, as far as this screen has seen them.
+        ticked_at: The second up to which both reach.
     """
 
     link: str = "connecting"
@@ -52,6 +53,7 @@ class State:
     requests: Mapping[str, p.Request] = field(default_factory=dict)
     log: tuple[p.Notice, ...] = ()
     history: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    prefill: tuple[float, ...] = ()
     ticked_at: float = 0.0
     fresh: Mapping[str, float] = field(default_factory=dict)
     gone: Mapping[str, float] = field(default_factory=dict)
@@ -71,6 +73,19 @@ def lost(state: State, now: float, retry_at: float, trouble: str) -> State:
     """Return the state once the link broke: the last data stay, and are known to be old."""
     since = state.lost_at if state.lost_at is not None else now
     return replace(state, link="stale", lost_at=since, retry_at=retry_at, trouble=trouble)
+
+
+def held(shown: State, link: State) -> State:
+    """Return what a paused screen shows: the data as they were, the link as it is."""
+    return replace(
+        shown,
+        link=link.link,
+        lost_at=link.lost_at,
+        retry_at=link.retry_at,
+        trouble=link.trouble,
+        heard_at=link.heard_at,
+        latency_s=link.latency_s,
+    )
 
 
 def heard(state: State, message: p.Snapshot | p.Event | p.Lagged, now: float) -> State:
@@ -145,7 +160,9 @@ def ticked(state: State, now: float) -> State:
         name: (*state.history.get(name, ()), *[rate] * seconds)[-HISTORY:]
         for name, rate in rates.items()
     }
-    return replace(state, history=history, ticked_at=state.ticked_at + int(now - state.ticked_at))
+    prefill = (*state.prefill, *[state.totals.prefill_tokens_per_s] * seconds)[-HISTORY:]
+    ticked_at = state.ticked_at + int(now - state.ticked_at)
+    return replace(state, history=history, prefill=prefill, ticked_at=ticked_at)
 
 
 # --- what is shown of it -------------------------------------------------------------------
@@ -163,9 +180,19 @@ def is_faulty_request(request: p.Request, now: float) -> bool:
 
 
 def matches(words: str, text: str) -> bool:
-    """Return whether text holds every word of a filter; a word with `!` must not be in it."""
+    """Return whether text holds every word of a filter; a word with `!` must not be in it.
+
+    A `!` that stands alone before the words inverts them all together.
+    """
     text = text.lower()
-    for word in words.lower().split():
+    first, *rest = words.lower().split() or [""]
+    if first == "!":
+        return not rest or not _holds(rest, text)
+    return _holds([first, *rest], text)
+
+
+def _holds(words: Iterable[str], text: str) -> bool:
+    for word in words:
         if word.startswith("!"):
             if len(word) > 1 and word[1:] in text:
                 return False
@@ -188,8 +215,10 @@ def request_text(request: p.Request) -> str:
     )
 
 
-WORKER_SORTS = ("state", "model", "memory", "rate", "queue")
-REQUEST_SORTS = ("sched", "age", "model", "client", "rate", "tokens")
+WORKER_SORTS = {"state": "s", "model": "m", "memory": "v", "rate": "t", "queue": "q"}
+REQUEST_SORTS = {
+    "sched": "s", "age": "a", "model": "m", "client": "c", "wait": "w", "rate": "t", "tokens": "n",
+}  # fmt: skip
 _WORKER_RANK = {
     name: rank
     for rank, name in enumerate(
@@ -225,6 +254,9 @@ def request_order(requests: Iterable[p.Request], sort: str, *, inverted: bool = 
             return (request.model, request.received_at, request.id)
         if sort == "client":
             return (client_of(request), request.received_at, request.id)
+        if sort == "wait":
+            queued = request.granted_at is None and not request.ended
+            return (not queued, request.queued_at or request.received_at, request.id)
         if sort == "rate":
             return (-(request.tokens_per_s or 0.0), request.id)
         if sort == "tokens":
@@ -236,6 +268,14 @@ def request_order(requests: Iterable[p.Request], sort: str, *, inverted: bool = 
         return (rank, *waits, request.received_at, request.id)
 
     return [request.id for request in sorted(requests, key=key, reverse=inverted)]
+
+
+def newest_running(state: State, keys: Iterable[str]) -> str | None:
+    """Return the one of these requests that was granted last; None when none of them runs."""
+    running = [state.requests[key] for key in keys if key in state.requests]
+    running = [request for request in running if request.state in RUNNING]
+    newest = max(running, key=lambda r: (r.granted_at or r.received_at, r.id), default=None)
+    return newest.id if newest else None
 
 
 def hold(shown: Iterable[str], wanted: Iterable[str]) -> list[str]:

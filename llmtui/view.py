@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llmd.admin.framing import clean
@@ -18,16 +19,18 @@ from llmtui.state import (
     worker_text,
 )
 
-SORTS = {"workers": WORKER_SORTS, "requests": REQUEST_SORTS}
+SORTS: Mapping[str, Mapping[str, str]] = {"workers": WORKER_SORTS, "requests": REQUEST_SORTS}
+"""What each table can be sorted by, and the letter for it; the first is how it is by itself."""
 
+TABLES = (*SORTS, "events")
 
-def _by_table(value: str) -> dict[str, str]:
-    return dict.fromkeys(SORTS, value)
+RATES = (0.2, 0.5, 1.0, 2.0, 4.0)
+"""How often a second the screen may be drawn."""
 
 
 @dataclass
 class View:
-    """How the two tables, `workers` and `requests`, are looked at.
+    """How the tables, `workers`, `requests` and `events`, are looked at.
 
     Attributes:
         words: Each table's filter.
@@ -36,9 +39,9 @@ class View:
         faults: Only what is wrong is shown.
     """
 
-    words: dict[str, str] = field(default_factory=lambda: _by_table(""))
+    words: dict[str, str] = field(default_factory=lambda: dict.fromkeys(TABLES, ""))
     sorts: dict[str, str] = field(
-        default_factory=lambda: {name: sorts[0] for name, sorts in SORTS.items()}
+        default_factory=lambda: {name: next(iter(sorts)) for name, sorts in SORTS.items()}
     )
     inverted: set[str] = field(default_factory=set)
     faults: bool = False
@@ -66,6 +69,17 @@ class View:
         inverted = "requests" in self.inverted
         return request_order(shown, self.sorts["requests"], inverted=inverted)
 
+    def notice_keys(self, state: State) -> list[str]:
+        """Return the numbers of the daemon's log lines that are shown, the newest first."""
+        words = self.words["events"]
+        shown = [
+            str(notice.seq)
+            for notice in state.log
+            if matches(words, f"{notice.level} {notice.text}")
+            and (not self.faults or notice.level != "info")
+        ]
+        return shown if "events" in self.inverted else shown[::-1]
+
     def told(self, table: str) -> list[str]:
         """Return in words what of a table is not as usual."""
         words = clean(self.words[table])
@@ -73,16 +87,24 @@ class View:
         if self.faults:
             parts.append("faults only")
         inverted = table in self.inverted
-        if self.sorts[table] != SORTS[table][0] or inverted:
+        if table not in SORTS:
+            return [*parts, "oldest first"] if inverted else parts
+        if self.sorts[table] != next(iter(SORTS[table])) or inverted:
             parts.append(f"by {self.sorts[table]}{' inverted' if inverted else ''}")
         return parts
-
-    def sort_next(self, table: str) -> None:
-        """Sort a table by the next column."""
-        sorts = SORTS[table]
-        self.sorts[table] = sorts[(sorts.index(self.sorts[table]) + 1) % len(sorts)]
 
     def clear(self, table: str) -> None:
         """Show all of a table again."""
         self.words[table] = ""
         self.faults = False
+
+
+def first_rate(over_ssh: bool) -> float:
+    """Return how often a second the screen is drawn at first."""
+    return 1.0 if over_ssh else 2.0
+
+
+def next_rate(rate: float, step: int) -> float:
+    """Return the rate `step` places on, within `RATES`."""
+    place = RATES.index(rate) + step
+    return RATES[min(len(RATES) - 1, max(0, place))]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rich.style import Style
 from textual import events
+from textual.content import Content
 from textual.geometry import Region, Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
@@ -13,9 +14,10 @@ from textual.strip import Strip
 
 from llmtui.rows import Line
 from llmtui.widgets.paint import strip
+from llmtui.widgets.sparing import Sparing
 
 
-class Table(ScrollView, can_focus=True):
+class Table(Sparing, ScrollView, can_focus=True):
     """Rows with a cursor that stays on its row while others come and go.
 
     Args:
@@ -47,6 +49,7 @@ class Table(ScrollView, can_focus=True):
         self.colours: Mapping[str, Style] = {}
         self.faded = False
         self.empty = ""
+        self._entitled = ("", "")
         self.cursor_mark = "▌"
 
     @property
@@ -57,14 +60,29 @@ class Table(ScrollView, can_focus=True):
         except ValueError:
             return 0
 
-    def show(self, keys: Sequence[str]) -> None:
-        """Show these rows; a cursor whose row has gone moves to the next one."""
-        row = self.cursor
+    @property
+    def hidden(self) -> int:
+        """How many rows are below what is visible."""
+        return max(0, len(self.keys) - self.scroll_offset.y - max(0, self.size.height - 1))
+
+    def show(self, keys: Sequence[str]) -> bool:
+        """Show these rows; a cursor whose row has gone moves to the next one.
+
+        Returns whether it had to.
+        """
+        row, had = self.cursor, self.cursor_key
         self.keys = list(keys)
         if self.cursor_key not in self.keys:
             self.cursor_key = self.keys[min(row, len(keys) - 1)] if keys else None
         self._sized()
-        self.refresh()
+        self.repaint()
+        return had is not None and self.cursor_key != had
+
+    def go(self, key: str | None) -> None:
+        """Put the cursor on a row, if it is there."""
+        if key in self.keys and key != self.cursor_key:
+            self.cursor_key = key
+            self._reveal(self.cursor)
 
     def move(self, by: int) -> None:
         """Move the cursor by rows, as far as there are any."""
@@ -72,6 +90,13 @@ class Table(ScrollView, can_focus=True):
             row = min(len(self.keys) - 1, max(0, self.cursor + by))
             self.cursor_key = self.keys[row]
             self._reveal(row)
+
+    def entitle(self, title: str, subtitle: str) -> None:
+        """Say on the border what the table holds."""
+        if (title, subtitle) != self._entitled:  # to set it draws everything anew
+            self._entitled = (title, subtitle)
+            self.border_title = Content(title)
+            self.border_subtitle = Content(subtitle)
 
     def _sized(self) -> None:
         size = Size(self.size.width, len(self.keys) + 1)
@@ -101,10 +126,10 @@ class Table(ScrollView, can_focus=True):
             if again and event.chain > 1:
                 self.post_message(self.Chosen(self, self.keys[row]))
 
-    def render_line(self, y: int) -> Strip:
+    def draw_line(self, y: int) -> Strip:
         """Return one line of what is visible."""
         width = self.size.width
-        ground = self.rich_style
+        ground = self.ground
         room = width - 3
         if y == 0:
             return strip([("  " + self._title(room), "dim")], width, self.colours, ground)

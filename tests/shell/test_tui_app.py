@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from msgspec.structs import replace
+from textual import events
 
-from llmd.admin import protocol as p
 from llmd.admin.calls import Unreachable
 from llmtui.app import main
+from llmtui.bindings import KEYS, help_lines
 from llmtui.demo import Demo
 from llmtui.screen import LlmTui
+from llmtui.state import newest_running
 from llmtui.widgets.table import Table
 
 
@@ -27,12 +30,10 @@ class Reader(Demo):
 
 class Hostile(Demo):
     async def subscribe(self, *topics):
+        bad = "[red]\x1b]0;x\x07[/] [@click=app.quit]"
         async for message in super().subscribe():
-            if isinstance(message, p.Snapshot):
-                bad = "[red]\x1b]0;x\x07[/] [@click=app.quit]"
-                first = replace(message.requests[0], key=bad, model=bad)
-                message = replace(message, requests=(first, *message.requests[1:]))
-            yield message
+            first, *rest = message.requests
+            yield replace(message, requests=(replace(first, key=bad, model=bad), *rest))
 
 
 def play(steps, make=Demo, size=(120, 36), **more):
@@ -106,9 +107,8 @@ def test_a_filter_and_its_end():
 def test_a_cancel_starts_on_keep_and_counts_what_it_hits():
     async def steps(app, pilot):
         await pilot.press("space", "space", "x")
-        await until(pilot, lambda: len(app.screen_stack) == 2)
-        assert "2 running, 0 waiting" in drawn(app)
-        assert app.focused.id == "cancel"
+        await until(pilot, lambda: "2 running" in drawn(app))
+        assert app.focused.id == "no"
         await pilot.press("enter")
         assert not app.shown.gone
         await pilot.press("x")
@@ -116,6 +116,7 @@ def test_a_cancel_starts_on_keep_and_counts_what_it_hits():
         await pilot.press("right", "enter")
         await until(pilot, lambda: len(app.shown.gone) == 2)
         assert "cancelled 2" in drawn(app)
+        assert not app.board("requests").marked
 
     play(steps)
 
@@ -133,17 +134,9 @@ def test_y_cancels_one_that_waits():
 def test_a_switch_is_a_plan_first():
     async def steps(app, pilot):
         await pilot.press("1", "G", "s")
-        await until(pilot, lambda: len(app.screen_stack) == 2)
-        text = drawn(app)
-        for word in ("Switch to qwen3-coder-30b", "FITS", "evict   gemma3", "llmctl switch"):
-            assert word in text
-        assert app.focused.id == "cancel"
+        await until(pilot, lambda: "llmctl switch qwen3-coder-30b" in drawn(app))
         await pilot.press("escape")
         assert app.shown.workers["qwen3-coder-30b"].state == "off"
-        await pilot.press("s")
-        await until(pilot, lambda: len(app.screen_stack) == 2)
-        app.screen.query_one("#switch").press()
-        await until(pilot, lambda: app.shown.workers["qwen3-coder-30b"].state == "loading")
 
     play(steps)
 
@@ -151,27 +144,250 @@ def test_a_switch_is_a_plan_first():
 def test_unloading_a_model_that_serves_wants_its_name():
     async def steps(app, pilot):
         await pilot.press("1", "g", "S")
-        await until(pilot, lambda: len(app.screen_stack) == 2)
-        await pilot.press(*"nonsense", "enter")
-        assert len(app.screen_stack) == 2
-        app.screen.query_one("#typed").value = "gemma3-27b-q4"
-        await pilot.press("enter")
-        await until(pilot, lambda: app.shown.workers["gemma3-27b-q4"].state == "off")
+        await until(pilot, lambda: "type the model's name" in drawn(app))
+        await pilot.press("escape", "G", "S")
+        assert "qwen3-coder-30b is not loaded" in drawn(app)
 
     play(steps)
 
 
 def test_details_logs_and_help_open_and_close():
     async def steps(app, pilot):
-        for keys, word in ((("G", "enter"), "key at 4/4 concurrent"), ("?", "move"), ("l", "LOG")):
+        for keys, word in ((("G", "enter"), "batch-7"), ("?", "Move"), ("l", "qwen3-32b-q4")):
             await pilot.press(*keys)
-            await until(pilot, lambda: len(app.screen_stack) == 2)
-            await pilot.pause(0.3)
-            assert word in drawn(app)
+            await until(pilot, lambda: len(app.screen_stack) == 2)  # noqa: B023
+            await until(pilot, lambda: word in drawn(app))  # noqa: B023
             await pilot.press("escape")
             assert len(app.screen_stack) == 1
 
     play(steps)
+
+
+def burst(app, *keys):
+    """Press keys so fast that none has been handled when the last one comes."""
+    for key in keys:
+        app.post_message(events.Key(key, key if len(key) == 1 else None))
+
+
+def test_keys_in_a_burst_go_where_they_would_go_one_by_one():
+    async def steps(app, pilot):
+        burst(app, "1", "l")
+        await until(pilot, lambda: len(app.screen_stack) == 2)
+        await until(pilot, lambda: app.table.cursor_key in drawn(app))
+        assert app.table.id == "workers"
+        await pilot.press("escape")
+        burst(app, "slash", *"sxq")  # nothing of a filter acts on the tables
+        await until(pilot, lambda: app.view.words["workers"] == "sxq")
+        await pilot.press("escape")
+        burst(app, "2", "G", "x", "y")  # the answer is for the question, and cancels
+        await until(pilot, lambda: len(app.shown.gone) == 1)
+
+    play(steps)
+
+
+def test_a_cancel_right_after_the_row_has_gone_is_not_meant_for_the_next_one():
+    async def steps(app, pilot):
+        table = app.board("requests")
+        await pilot.press("G")
+        app._jumped["requests"] = time.monotonic()
+        await pilot.press("x")
+        assert len(app.screen_stack) == 1
+        assert "look again" in drawn(app)
+        app._jumped.clear()
+        assert table.show([]) is True  # which is how it is noticed
+
+    play(steps)
+
+
+def test_a_letter_after_o_sorts_and_anything_else_does_not():
+    async def steps(app, pilot):
+        before = list(app.table.keys)
+        await pilot.press("o")
+        await until(pilot, lambda: "sort by" in drawn(app))
+        assert "client" in drawn(app)
+        await pilot.press("c")
+        assert "by client" in drawn(app)
+        clients = [app.shown.requests[key].key for key in app.table.keys]
+        assert clients == sorted(clients)
+        await pilot.press("I")
+        clients = [app.shown.requests[key].key for key in app.table.keys]
+        assert clients == sorted(clients, reverse=True)
+        await pilot.press("o", "escape", "I", "o", "s")
+        assert app.table.keys == before
+        await pilot.press("1", "o", "m")
+        assert app.table.keys == sorted(app.table.keys)
+
+    play(steps)
+
+
+def test_follow_keeps_to_what_started_last_until_the_cursor_is_moved():
+    async def steps(app, pilot):
+        await pilot.press("G", "F")
+        newest = newest_running(app.shown, app.table.keys)
+        assert app.table.cursor_key == newest
+        assert "follows" in drawn(app)
+        await pilot.press("j")
+        assert not app.following
+
+    play(steps)
+
+
+def test_events_open_beside_the_tables_or_in_their_place():
+    async def steps(app, pilot):
+        await pilot.press("e")
+        await until(pilot, lambda: "3 Events" in drawn(app))
+        assert app.table.id == "events"
+        assert ("2 Requests" in drawn(app)) is (app.size.height >= 30)
+        assert "loading llama3.3" in drawn(app)
+        await pilot.press("slash", *"nothing", "enter")
+        assert app.table.keys == []
+        await pilot.press("escape", "enter")
+        await until(pilot, lambda: len(app.screen_stack) == 2)
+        await pilot.press("escape", "tab", "tab", "e", "2")
+        assert "3 Events" not in drawn(app)
+
+    play(steps)
+    play(steps, size=(80, 24))
+
+
+def test_the_rate_is_shown_and_has_its_bounds():
+    async def steps(app, pilot):
+        assert "2Hz" in drawn(app)
+        await pilot.press("plus", "plus", "plus")
+        assert app.rate == 4
+        await pilot.press(*["minus"] * 9)
+        assert app.rate == 0.2
+        assert "0.2Hz" in drawn(app)
+
+    play(steps)
+
+
+def test_over_ssh_it_is_drawn_less_often(monkeypatch):
+    monkeypatch.setenv("SSH_CONNECTION", "::1 1 ::1 22")
+
+    async def steps(app, pilot):
+        assert app.rate == 1
+
+    play(steps)
+
+
+def test_keys_that_act_are_dim_where_nothing_may_be_done():
+    async def steps(app, pilot):
+        line = app.board_keys(120)[0]
+        styles = {text.strip(): style for text, style in line if text.strip()}
+        assert styles["x"] == styles["s"] == styles["S"] == "dim"
+        assert styles["l"] == "accent"
+
+    play(steps, Reader)
+
+
+def test_every_key_of_the_table_is_bound_and_in_the_help():
+    text = "\n".join("".join(part for part, _ in line) for line in help_lines({}, 120))
+    for key in KEYS:
+        assert key.about in text
+        assert hasattr(LlmTui, f"action_{key.action.partition('(')[0]}")
+    assert len({key.id for key in KEYS}) == len(KEYS)
+
+
+# --- the command line ----------------------------------------------------------------------
+
+
+def typed(text):
+    return ["space" if char == " " else "minus" if char == "-" else char for char in text]
+
+
+def test_a_command_answers_in_a_line_or_a_window():
+    async def steps(app, pilot):
+        await pilot.press("colon", *typed("version"), "enter")
+        await until(pilot, lambda: len(app.screen_stack) == 2)
+        await until(pilot, lambda: "protocol" in drawn(app))
+        await pilot.press("escape", "colon", *typed("nonsense"), "enter")
+        await until(pilot, lambda: "no such command: nonsense" in drawn(app))
+        await pilot.press("colon", *typed("load qwen3-coder-30b"), "enter")
+        await until(pilot, lambda: "loading qwen3-coder-30b" in drawn(app))
+        await pilot.press("colon", *typed("queue"), "enter")
+        await until(pilot, lambda: "cannot do this" in drawn(app))
+
+    play(steps)
+
+
+def test_commands_that_hit_others_are_asked_first():
+    async def steps(app, pilot):
+        asks = (
+            ("cancel --key batch-7", "3 queued"),
+            ("unload qwen3-32b-q4", "running on qwen3-32b-q4"),
+            ("switch qwen3-coder-30b --from gemma3-27b-q4", "evicts gemma3-27b-q4"),
+            ("stop", "turned away"),
+        )
+        for line, words in asks:
+            await pilot.press("colon", *typed(line), "enter")
+            await until(pilot, lambda: len(app.screen_stack) == 2)
+            await until(pilot, lambda: words in drawn(app))  # noqa: B023
+            assert app.focused.id == "no"
+            await pilot.press("escape")
+            assert not app.shown.gone
+
+    play(steps)
+
+
+def test_tab_completes_and_the_arrows_show_what_was_typed_before():
+    async def steps(app, pilot):
+        field = app.query_one("#command")
+        await pilot.press("colon", *"vers", "tab")
+        assert field.value == "version "
+        await pilot.press("enter")
+        await until(pilot, lambda: len(app.screen_stack) == 2)
+        await pilot.press("escape", "colon", *typed("unload qwen3-3"), "tab")
+        assert field.value == "unload qwen3-32b-q4 "
+        await pilot.press("up")
+        assert field.value == "version"
+        await pilot.press("down")
+        assert field.value == "unload qwen3-32b-q4 "
+        await pilot.press("escape")
+        assert app.focused.id == "requests"
+        assert len(app.screen_stack) == 1
+
+    play(steps)
+
+
+def test_reading_is_no_acting():
+    async def steps(app, pilot):
+        await pilot.press("colon", *typed("load qwen3-coder-30b"), "enter")
+        await until(pilot, lambda: "read-only" in drawn(app))
+        await pilot.press("colon", *typed("models"), "enter")
+        await until(pilot, lambda: "Q4_K_M" in drawn(app))
+
+    play(steps, Reader)
+
+
+def test_the_palette_finds_keys_and_rows_and_never_parses_names():
+    async def steps(app, pilot):
+        await pilot.press("ctrl+p")
+        await until(pilot, lambda: len(app.screen_stack) == 2)
+        await pilot.press(*"coder")
+        await until(pilot, lambda: "Model qwen3-coder-30b" in drawn(app))
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: app.table.cursor_key == "qwen3-coder-30b")
+        await pilot.press("ctrl+p", *"clickapp")
+        await until(pilot, lambda: "[red]" in drawn(app))
+        assert not {"\x1b", "\x07"} & set(drawn(app))
+
+    play(steps, Hostile)
+
+
+# --- keys of one's own ---------------------------------------------------------------------
+
+
+def test_other_keys_take_the_place_of_the_old_ones():
+    async def steps(app, pilot):
+        await pilot.press("x")
+        assert len(app.screen_stack) == 1
+        await pilot.press("X")
+        await until(pilot, lambda: len(app.screen_stack) == 2)
+        await pilot.press("escape", "f1")
+        await until(pilot, lambda: "X         cancels" in drawn(app))
+
+    play(steps, keymap={"cancel": "X", "help": "f1"})
 
 
 def test_actions_are_off_where_only_reading_is_allowed():
@@ -190,7 +406,7 @@ def test_a_lost_daemon_shows_as_stale_and_the_screen_stays():
         await until(pilot, lambda: "STALE" in drawn(app))
         assert "no llmd is running" in drawn(app)
         await pilot.press("x")
-        await until(pilot, lambda: "actions are off" in drawn(app))
+        await until(pilot, lambda: "not connected" in drawn(app))
 
     play(steps, Gone)
 

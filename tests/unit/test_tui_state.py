@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmd.admin import protocol as p
 from llmtui.form import bar, count, fit, size, span, spark
-from llmtui.header import Own, header
+from llmtui.header import Bar, header
 from llmtui.rows import Look, heading, request_columns, request_row, worker_columns, worker_row
 from llmtui.state import GONE_S, State, heard, hold, lost, matches, request_order, ticked
 
@@ -140,7 +140,7 @@ def test_every_row_is_as_wide_as_its_heading_at_every_width():
 def test_the_header_says_when_the_data_are_stale():
     state = lost(live(), NOW + 2, NOW + 5, "gone")
     for width in (60, 80, 120):
-        lines = header(state, width, NOW + 2, Look(), can_write=False, paused=False, own=Own())
+        lines = header(state, width, NOW + 2, Look(), Bar(at=NOW + 2))
         text = text_of(lines[0])
         assert "STALE 2.0s, retry in 3s" in text
         assert {len(text_of(line)) for line in lines} == {width}
@@ -150,7 +150,7 @@ def test_plain_drawing_is_ascii():
     asked = request("r", "decode", max_tokens=None)
     look = Look(ascii_only=True)
     state = live(asked, workers=[p.Worker(model="m", state="ready", slots=1)])
-    lines = header(state, 120, NOW, look, can_write=True, paused=False, own=Own())
+    lines = header(state, 120, NOW, look, Bar(at=NOW, can_write=True))
     lines.append(request_row(asked, state, request_columns(117, look), NOW, look))
     lines.append(worker_row(state.workers["m"], state, worker_columns(117, look), NOW, look))
     assert all(text_of(line).isascii() for line in lines)

@@ -1,0 +1,207 @@
+"""The command line, in `llmctl`'s own grammar, and the palette that finds anything by its name."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+import msgspec
+from textual import on, work
+from textual.app import App
+from textual.widgets import Input
+
+from llmd.admin import protocol as p
+from llmd.admin.calls import AdminError
+from llmd.admin.grammar import UsageError
+from llmtui import answers
+from llmtui.acting import Acting
+from llmtui.carry import Carry, must_ask
+from llmtui.command import History, Words, completed, understood
+from llmtui.palette import Everything
+from llmtui.rows import Line
+from llmtui.screens.cancel import Cancel
+from llmtui.screens.help import Help
+from llmtui.screens.logs import Logs
+from llmtui.screens.request import RequestDetail
+from llmtui.screens.switch import Switch
+from llmtui.state import client_of
+from llmtui.widgets.prompt import Prompt
+
+_HINT = "a command as llmctl knows it; tab completes, ↑ shows older ones"
+
+
+class Commanding(Acting):
+    """The board with the keys that take words."""
+
+    COMMANDS = {Everything}  # noqa: RUF012 - as Textual declares it
+    _history: History
+
+    def action_command(self) -> None:
+        """Ask for a command."""
+        if not hasattr(self, "_history"):
+            self._history = History()
+        hint = _HINT.replace("↑", "up") if self.look.ascii_only else _HINT
+        self.main.query_one("#command", Prompt).open("", f": {hint}")
+
+    def action_command_palette(self) -> None:
+        """Show everything that can be done, to be found by its name."""
+        App.action_command_palette(self)
+
+    @on(Prompt.Left, "#command")
+    def uncommanded(self) -> None:
+        """Leave the command line."""
+        self._end_command()
+
+    def _end_command(self) -> None:
+        self.main.query_one("#command", Prompt).close()
+        self.focus_table(self._focused)
+        self.redraw()
+
+    @on(Prompt.Asked, "#command")
+    def wanted(self, event: Prompt.Asked) -> None:
+        """Complete a word, or show what was typed before."""
+        field = self.main.query_one("#command", Prompt)
+        if event.step:
+            field.value = self._history.step(event.step, field.value)
+        else:
+            before, after = (
+                field.value[: field.cursor_position],
+                field.value[field.cursor_position :],
+            )
+            line, found = completed(before, self._names())
+            field.value = line + after
+            field.cursor_position = len(line)
+            if len(found) > 1:
+                self.say("  ".join(found), "dim")
+            return
+        field.cursor_position = len(field.value)
+
+    def _names(self) -> dict[str, list[str]]:
+        requests = self.link.state.requests.values()
+        return {
+            "MODEL": list(self.link.state.workers),
+            "ID": [request.id for request in requests if not request.ended],
+            "KEY": [request.key for request in requests if request.key],
+            "TOPIC": list(p.TOPICS),
+        }
+
+    @on(Input.Submitted, "#command")
+    def commanded(self, event: Input.Submitted) -> None:
+        """Carry out a command, once it is confirmed where it does harm."""
+        text = event.value.strip()
+        self._history.add(text)
+        self._end_command()
+        try:
+            words = understood(text)
+        except UsageError as error:
+            usage = " ".join(error.usage.split())
+            self.say(f"{error}" + (f"   {usage}" if usage else ""), "bad")
+            return
+        self.run_words(words)
+
+    # --- what a command does ----------------------------------------------------------------
+
+    def run_words(self, words: Words) -> None:
+        """Do what a line says: here where this screen has it, else by asking the daemon."""
+        options = words.options
+        if words.help:
+            text = words.help.splitlines()
+            self.push_screen(
+                Help(self.desk, lambda _width: [[(line, "")] for line in text], "Help")
+            )
+        elif words.name == "quit":
+            self.exit(0)
+        elif words.name == "help":
+            self.call_later(self.run_action, "help")
+        elif options is not None and not self._shown_here(words.name, options):
+            self._ask_for(words, options)
+
+    def _shown_here(self, name: str, options: Namespace) -> bool:
+        """Open what this screen shows better than words would."""
+        if options.json:
+            return False
+        if name == "why":
+            self.push_screen(RequestDetail(self.desk, options.request))
+        elif name == "logs":
+            self.push_screen(Logs(self.desk, options.model))
+        elif name == "watch":
+            if not self.board("events").display:
+                self.action_events()
+        else:
+            return False
+        return True
+
+    def _ask_for(self, words: Words, options: Namespace) -> None:
+        asked: p.Command[Any] = options.make(options)
+        if asked.writes and self.desk.refusal and not getattr(asked, "dry_run", False):
+            self.say(self.desk.refusal, "warn")
+            return
+        if isinstance(asked, p.Cancel):
+            hit = self._hit(asked)
+            if hit and not (asked.all and len(hit) != len(self.link.state.requests)):
+                self.push_screen(Cancel(self.desk, hit))
+                return
+        if isinstance(asked, p.Switch) and words.text == f"switch {asked.model}":
+            self.push_screen(Switch(self.desk, asked.model))
+            return
+        if getattr(asked, "if_gen", 0) is None:  # on what was seen, and on nothing else
+            asked = msgspec.structs.replace(asked, if_gen=self.link.state.generation)
+        if must_ask(asked, self.link.state):
+            self._ask_first(asked, words.text)
+        else:
+            self._call(asked, words.text, as_json=options.json)
+
+    def _hit(self, asked: p.Cancel) -> list[p.Request]:
+        """Return the live requests that a cancel is about."""
+        named = {asked.request, *asked.requests} - {""}
+        return [
+            request
+            for request in self.link.state.requests.values()
+            if not request.ended
+            and (
+                request.id in named
+                if named
+                else asked.all
+                or (
+                    asked.model in ("", request.model)
+                    and asked.key in ("", request.key, client_of(request))
+                )
+            )
+        ]
+
+    @work(exclusive=True, group="command")
+    async def _ask_first(self, asked: p.Command[Any], text: str) -> None:
+        plan = None
+        if isinstance(asked, p.Switch):
+            try:
+                plan = await self.link.source.call(msgspec.structs.replace(asked, dry_run=True))
+            except AdminError as error:
+                self.say(str(error), "bad")
+                return
+            if not plan.fits or plan.loaded:
+                self._answer(plan, text, as_json=False)
+                return
+        self.push_screen(Carry(self.desk, asked, text, plan))
+
+    @work(group="command")
+    async def _call(self, asked: p.Command[Any], text: str, *, as_json: bool) -> None:
+        try:
+            answer = await self.link.source.call(asked)
+        except AdminError as error:
+            self.say(str(error), "bad")
+            return
+        self._answer(answer, text, as_json=as_json)
+
+    def _answer(self, answer: object, text: str, *, as_json: bool) -> None:
+        said = "" if as_json else answers.sentence(answer)
+        if said:
+            self.say(said, "warn" if answers.refused(answer) else "accent")
+            return
+        now = self.clock()
+
+        def shown(width: int) -> list[Line]:
+            if as_json:
+                return answers.as_json(answer, width)
+            return answers.lines(answer, width, now, self.look)
+
+        self.push_screen(Help(self.desk, shown, f"llmctl {text}"))
