@@ -40,4 +40,4 @@ class Lines(Sparing):
     def draw_line(self, y: int) -> Strip:
         """Return one line."""
         line = self._made[y] if y < len(self._made) else []
-        return strip(line, self.size.width, self.colours, self.rich_style)
+        return strip(line, self.size.width, self.colours, self.ground)

@@ -88,12 +88,16 @@ def strip(
 ) -> Strip:
     """Return a line as a strip of `width` cells."""
     over = colours["cursor"] if cursor else Style.null()
-    segments: list[Segment] = []
+    joined: list[tuple[str, str]] = []
     for text, name in line:
+        if joined and joined[-1][1] == name:
+            joined[-1] = (joined[-1][0] + text, name)
+        else:
+            joined.append((text, name))
+    segments = []
+    for text, name in joined:
         look = colours.get("dim" if faded else name, Style.null())
         if over.reverse:  # of many colours it would make many grounds
             look = Style(bold=look.bold)
-        style = ground + look + over
-        joined = segments.pop().text + text if segments and segments[-1].style == style else text
-        segments.append(Segment(joined, style))
+        segments.append(Segment(text, ground + look + over))
     return Strip(segments).adjust_cell_length(width, ground + over)

@@ -29,7 +29,15 @@ class Sparing(Widget):
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         self._on_screen: dict[int, Strip] = {}  # before the base, which already asks to be drawn
+        self._ground: Style | None = None
         super().__init__(id=id)
+
+    @property
+    def ground(self) -> Style:
+        """What the widget's own style says of its cells; to ask textual for it takes a while."""
+        if self._ground is None:
+            self._ground = self.rich_style
+        return self._ground
 
     def draw_line(self, y: int) -> Strip:
         """Return one visible line."""
@@ -59,6 +67,7 @@ class Sparing(Widget):
     ) -> Self:
         """Draw everything anew: whoever asks for it knows of something that the lines do not."""
         self._on_screen.clear()
+        self._ground = None
         super().refresh(*regions, repaint=repaint, layout=layout, recompose=recompose)
         return self
 
