@@ -235,7 +235,7 @@ class Cancel(Confirm):
         if running:
             made = sum(request.completion_tokens for request in running)
             lines += labelled("lost", [[(f"{count(made)} tokens made so far", "")]], width)
-        lines += told(_GET, width, style="dim", label="get")
+        lines += told(_GET, width, style="dim", label="clients")
         return lines + self.end_lines(width)
 
     def hints(self) -> Sequence[Hint]:
@@ -257,7 +257,7 @@ class Cancel(Confirm):
         return f"cancelled {len(done.cancelled)}{wait}{more}"
 
 
-_GET = "their clients get error 499 request_cancelled; slots are free within a second"
+_GET = "get error 499 request_cancelled; slots are free within a second"
 
 
 def _one(request: p.Request, now: float, width: int) -> list[Line]:

@@ -21,7 +21,7 @@ from llmd.admin.calls import AdminError
 from llmd.admin.framing import clean
 from llmtui.form import count
 from llmtui.screens.desk import Desk
-from llmtui.screens.flow import as_text, plain
+from llmtui.screens.flow import plain
 from llmtui.screens.loglines import ALL, RING, Level, LogPage, saved_text
 from llmtui.screens.logview import LogView
 from llmtui.screens.saving import file_name, save
@@ -45,7 +45,7 @@ class Logs(Window[None]):
 
     DEFAULT_CSS = """
     Logs .frame { width: 100%; height: 100%; padding: 0; }
-    Logs .hints { margin: 0 1; width: 1fr; }
+    Logs .hints { margin: 0 1; }
     Logs #search { height: 1; border: none; padding: 0 1; background: $surface; display: none; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -92,6 +92,7 @@ class Logs(Window[None]):
 
     def on_mount(self) -> None:
         """Begin to read."""
+        self.query_one(".frame").styles.width = "100%"
         self._view.focus()
         self.set_interval(0.25, self.repaint)
         self.call_after_refresh(self.repaint)
@@ -162,7 +163,7 @@ class Logs(Window[None]):
 
     def repaint(self) -> None:
         """Draw what has come, and what the frame says."""
-        if not self.is_attached or not self.query("#log"):
+        if not self.is_attached or not self.query("#lines"):
             return
         self._take()
         frame = self.query_one(".frame")
@@ -172,14 +173,11 @@ class Logs(Window[None]):
             self._titled = titled
             left, ring, aside = (plain(t) if ascii_only else t for t in titled)
             rule = "-" if ascii_only else "─"
-            fill = self.size.width - 6 - cell_len(left) - cell_len(ring)
-            whole = f" {left} {rule * (fill - 2)} {ring} " if fill > 3 else f" {left} "
+            fill = self.size.width - 8 - cell_len(left) - cell_len(ring)
+            whole = f"{left} {rule * fill} {ring}" if fill > 0 else left
             frame.border_title = Content(whole)
-            frame.border_subtitle = Content(f" {aside} ") if aside else None
-        hints = as_text([self._hints()], self._colours, ascii_only=ascii_only)
-        keys = self.query_one(".hints", Static)
-        if keys.content != hints:
-            keys.update(hints)
+            frame.border_subtitle = Content(aside) if aside else None
+        self.show_hints(self.fitted_hints())
 
     @property
     def inner(self) -> int:
@@ -215,15 +213,15 @@ class Logs(Window[None]):
         search: Hint = ("n/N", "match", True) if page.word else ("/", "search", True)
         return (
             ("f", "follow", True),
+            ("w", "wrap", True),
+            ("t", "time", True),
             search,
             ("1-5", "level", True),
             ("0", "all", True),
-            ("w", "wrap", True),
-            ("esc", "back", True),
-            ("t", "time", True),
             ("m", "mark", True),
-            ("ctrl+s", "save", True),
+            ("^s", "save", True),
             ("← →", "pan", not self._view.wrapped),
+            ("esc", "back", True),
         )
 
     def _say(self, text: str) -> None:

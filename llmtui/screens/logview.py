@@ -39,7 +39,7 @@ class LogView(ScrollView, can_focus=True):
     """
 
     def __init__(self, page: LogPage, colours: Mapping[str, Style], *, ascii_only: bool) -> None:
-        super().__init__(id="log")
+        super().__init__(id="lines")
         self.page = page
         self.following = True
         self.timed = True

@@ -12,9 +12,10 @@ from enum import Enum
 
 from llmd.admin import protocol as p
 from llmd.admin.framing import clean
-from llmtui.form import bar, size, span
+from llmtui.form import bar, size
 from llmtui.rows import Line, Look
 from llmtui.screens.flow import labelled, told
+from llmtui.screens.story import short
 
 DRAIN = (15.0, 60.0, 300.0, 0.0)  # 0 = all may finish
 _BAR = 20
@@ -162,7 +163,7 @@ def _ways(plan: p.Plan, chosen: Chosen, width: int) -> list[Line]:
     if number:
         drain_s = chosen.drain_s if chosen.way is Way.DRAIN else suggested_drain_s(plan)
         if drain_s:
-            text = f"drain: {number} may run for {_whole(drain_s)} more, then are cancelled"
+            text = f"drain: {number} may run {_whole(drain_s)} more, then are cancelled"
         else:
             text = f"drain: all {number} finish, however long that takes"
         lines += _way("d", text, _basis(plan), chosen.way is Way.DRAIN, width)
@@ -195,16 +196,16 @@ def _basis(plan: p.Plan) -> str:
     measured = [e for e in plan.evict if e.running]
     slow = max((e.service_p95_s or 0.0 for e in measured), default=0.0)
     if slow:
-        return f"(95 % take {span(slow)} or less)"
+        return f"(95 % take {short(slow)} or less)"
     mean = max((e.service_s or 0.0 for e in measured), default=0.0)
-    return f"(they take {span(mean)} on average)" if mean else "(none was measured yet)"
+    return f"(they take {short(mean)} on average)" if mean else "(none was measured yet)"
 
 
 def _load(plan: p.Plan, width: int) -> list[Line]:
     if plan.load_measured:
-        time, basis = span(plan.load_s), "average of its loads"
+        time, basis = short(plan.load_s), "average of its loads"
     elif plan.load_s:
-        time, basis = f"~{span(plan.load_s)}", "a guess: it was not loaded yet"
+        time, basis = f"~{short(plan.load_s)}", "a guess: it was not loaded yet"
     else:
         time, basis = "?", "it was never loaded, so nobody knows"
     waits = f"{plan.queued} wait{'' if plan.queued != 1 else 's'} for it"

@@ -13,10 +13,12 @@ from textual.binding import Binding, BindingType
 from llmd.admin import protocol as p
 from llmd.admin.calls import AdminError, Refused
 from llmd.admin.framing import clean
+from llmtui.form import fit
 from llmtui.rows import Line
-from llmtui.screens.cancel import Cancel
+from llmtui.screens.cancel import Cancel, command_lines
 from llmtui.screens.desk import Desk
-from llmtui.screens.flow import labelled, told
+from llmtui.screens.flow import LABEL, told
+from llmtui.screens.loglines import level_of
 from llmtui.screens.logs import Logs
 from llmtui.screens.story import clock, head_lines, steps_of, sum_lines, way_lines
 from llmtui.screens.window import Hint, Window
@@ -127,12 +129,11 @@ class RequestDetail(Window[None]):
         lines += [[], *way_lines(steps_of(story, now, self.look), now, width), []]
         lines += sum_lines(row, now, width)
         if self._last is not None:
-            text: list[Line] = [[(word, "dim")] for word in clean(self._last.text).split()]
-            lines += labelled("log", [[(clock(self._last.at), "dim")], *text], width, gap=1)[:2]
+            text = f"{clock(self._last.at)} {level_of(clean(self._last.text))[1]}"
+            lines.append([("log     ", "dim"), (fit(text, width - LABEL), "dim")])
         if self._trouble:
             lines += told(self._trouble, width, style="bad", label="but")
-        command: Line = [("= ", "dim"), (self._command, "")]
-        return [*lines, [], command]
+        return [*lines, [], *command_lines(self._command, width)]
 
     @property
     def _command(self) -> str:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 from llmd.admin import protocol as p
 from llmtui.form import bar, count, size, span
-from llmtui.rows import Line, Look
-from llmtui.screens.flow import flow, labelled, told
+from llmtui.rows import Line, Look, short_id
+from llmtui.screens.flow import cells, flow, labelled, told
 from llmtui.state import RUNNING, client_of
 
 _CLASS_STYLE = {"high": "accent", "low": "dim"}
 _END_STYLE = {"done": "ok", "cancelled": "warn", "abandoned": "warn", "refused": "warn"}
 _BAR = 12
+_ROOMY = 66  # cells from which on there is room between the columns
 PASSED, NOW, AHEAD = "●", "◐", "○"
 _SOON_S = 0.05  # a first wait this soon after the queue was entered is the same step
 
@@ -45,6 +46,11 @@ class Step:
 def clock(at: float) -> str:
     """Return a time of day with tenths of a second."""
     return time.strftime("%H:%M:%S", time.localtime(at)) + f".{int(at * 10) % 10}"
+
+
+def short(seconds: float) -> str:
+    """Return a span of time, in milliseconds below one second."""
+    return f"{max(0.0, seconds) * 1000:.0f}ms" if seconds < 0.9995 else span(seconds)
 
 
 def head_lines(request: p.Request, width: int, *, body: bool) -> list[Line]:
@@ -124,7 +130,8 @@ def _recorded(step: p.Why) -> Step:
         return Step(step.at, "admitted", ([(step.detail, "dim")],))
     place: Line = [(f"#{step.position}" if step.position else "", "head")]
     rule: Line = [(f"[{step.rule}]", "dim")]
-    by: Line = [(f"← {' '.join(step.blockers)}" if step.blockers else "", "dim")]
+    names = [short_id(name) if name.startswith("r-") else name for name in step.blockers]
+    by: Line = [(f"← {' '.join(names)}" if names else "", "dim")]
     return Step(step.at, "queued", (place, [(step.detail, "")], rule, by), True, style="warn")
 
 
@@ -198,23 +205,21 @@ def way_lines(steps: list[Step], now: float, width: int) -> list[Line]:
     """Return the steps, one below the other, each with its time and how long it took."""
     lines: list[Line] = []
     start = steps[0].at
+    gap, word = ("  ", 10) if width >= _ROOMY else (" ", 9)
     for number, step in enumerate(steps):
         later = [s.at for s in steps[number + 1 :] if s.mark != AHEAD]
         until = later[0] if later else now
-        lasted = span(until - step.at) if step.lasts else ""
-        at = clock(step.at) if not number else f"+{span(step.at - start)}"
+        lasted = short(until - step.at) if step.lasts else ""
+        at = clock(step.at) if not number else f"+{short(step.at - start)}"
         mark = {NOW: "accent", AHEAD: "dim"}.get(step.mark, "ok" if number else "dim")
         head: Line = [
-            (f"{at:>10}  ", "dim"),
+            (f"{at:>10}{gap}", "dim"),
             (f"{step.mark} ", mark),
-            (f"{step.word:<10}", step.style),
-            (f"{lasted:>6}  ", ""),
+            (f"{step.word:<{word}}", step.style),
+            (f"{lasted:>6}{gap}", ""),
         ]
-        lines += flow(step.chunks, width, indent=_HEAD, gap=2, head=head)
+        lines += flow(step.chunks, width, indent=cells(head), gap=2, head=head)
     return lines
-
-
-_HEAD = 10 + 2 + 2 + 10 + 6 + 2
 
 
 def sum_lines(request: p.Request, now: float, width: int) -> list[Line]:
@@ -225,8 +230,8 @@ def sum_lines(request: p.Request, now: float, width: int) -> list[Line]:
     if request.first_token_at is not None:
         first = request.first_token_at - request.received_at
     figures = (
-        ("wait", span(wait_s)),
-        ("TTFT", span(first)),
+        ("wait", short(wait_s)),
+        ("TTFT", "-" if first is None else short(first)),
         ("bytes out", size(request.response_bytes)),
         ("retries", str(request.retries)),
         ("tokens", f"{count(request.prompt_tokens)}+{count(request.completion_tokens)}"),

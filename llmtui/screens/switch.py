@@ -105,8 +105,7 @@ class Switch(Confirm):
         if plan is None:
             text = self.trouble or self.desk.refusal or "asking the daemon for a plan ..."
             return told(text, width, style="bad" if self.trouble else "dim")
-        lines: list[Line] = [[("a plan: nothing is done yet", "dim")], []]
-        lines += plan_lines(plan, self._chosen, width, self.look)
+        lines = plan_lines(plan, self._chosen, width, self.look)
         if self.stale and not self.trouble:
             lines += [[], *told(_MOVED, width, style="warn")]
         return lines + self.end_lines(width)
@@ -137,12 +136,17 @@ class Switch(Confirm):
         plan = self._plan
         runs = plan is not None and running(plan) > 0
         beside = plan is not None and plan.fits_beside and bool(plan.evict)
-        keys: tuple[Hint, ...] = (("tab", "button", True), ("enter", "choose", True))
+        keys: tuple[Hint, ...] = ()
         if runs:
             keys += (("d", "drain, longer", True), ("c", "cancel", True))
         if beside:
             keys += (("a", "add", True),)
-        return (*keys, ("r", "fresh plan", True), ("Y", "copy", True), ("esc", "back", True))
+        keys += (("r", "fresh plan", True), ("tab", "button", True))
+        return (*keys, ("Y", "copy llmctl", True), ("esc", "back", True))
+
+    def aside(self) -> str:
+        """Return that this is a plan, or what was copied."""
+        return super().aside() or "a plan: nothing is done yet"
 
     # --- keys -------------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ class Unload(Confirm):
         buttons = super().extra()
         if not self._named:
             return buttons
-        field = Input(id="typed", classes="field", select_on_focus=False)
+        field = Input(id="named", classes="field", select_on_focus=False)
         field.border_title = "type the model's name"
         return (field, *buttons)
 
@@ -76,7 +76,7 @@ class Unload(Confirm):
         """Focus the field, or the button that does no harm."""
         super().on_mount()
         if self._named:
-            self.query_one("#typed", Input).focus()
+            self.query_one("#named", Input).focus()
 
     def heading(self) -> str:
         """Return what is asked."""
@@ -103,7 +103,7 @@ class Unload(Confirm):
         if row.running:
             lines += labelled("how", self._how(row), width, gap=1)
         if self._serves:
-            waits = "queued and new ones wait; where requests load models, they bring it back"
+            waits = "queued and new ones wait, and may have it loaded again"
             lines += told(waits, width, style="dim", label="clients")
         if self._named and not self._typed_right():
             text = "It serves. To go on, type its name below."
@@ -138,7 +138,7 @@ class Unload(Confirm):
         return "Unload, cancel them" if self._force else "Unload"
 
     def _typed_right(self) -> bool:
-        fields = self.query("#typed").results(Input)
+        fields = self.query("#named").results(Input)
         return all(field.value.strip() == clean(self._model) for field in fields)
 
     @property
@@ -159,12 +159,12 @@ class Unload(Confirm):
 
     # --- keys -------------------------------------------------------------------------------
 
-    @on(Input.Changed, "#typed")
+    @on(Input.Changed, "#named")
     def typing(self) -> None:
         """Let the button work once the name is right."""
         self.repaint()
 
-    @on(Input.Submitted, "#typed")
+    @on(Input.Submitted, "#named")
     def typed(self) -> None:
         """Go on to the harmless button; with the right name, to the other one."""
         self.repaint()

@@ -50,6 +50,7 @@ class Choice(Button):
     def _mark(self) -> None:
         left, right = tuple(self._marks) if self.has_focus else (" ", " ")
         self.label = Content(f"{left} {self._plain} {right}")
+        self.refresh(layout=True)
 
     def on_focus(self) -> None:
         """Show the focus."""
@@ -95,7 +96,7 @@ class Window(ModalScreen[R], Generic[R]):
         super().__init__()
         self.desk = desk
         self._drawn: list[Line] = []
-        self._told: tuple[str, Line] = ("", [])
+        self._hinted: Line = []
         self._colours: dict[str, Style] = dict(desk.colours)
 
     # --- for each window to say -------------------------------------------------------------
@@ -165,13 +166,11 @@ class Window(ModalScreen[R], Generic[R]):
         self._fit_rows(len(made))
         frame = self.query_one(".frame")
         title, aside = self.heading(), self.aside()
-        told = (plain(title) if ascii_only else title, self._hints())
-        if told != self._told:
-            self._told = told
-            frame.border_title = Content(f" {told[0]} ") if told[0] else None
-            hints = as_text([told[1]], self._colours, ascii_only=ascii_only)
-            self.query_one(".hints", Static).update(hints)
-        frame.border_subtitle = Content(f" {aside} ") if aside else None
+        if ascii_only:
+            title, aside = plain(title), plain(aside)
+        frame.border_title = Content(title) if title else None
+        frame.border_subtitle = Content(aside) if aside else None
+        self.show_hints(self.fitted_hints())
 
     def _fit_rows(self, rows: int) -> None:
         """Give the lines as many rows as there are, or as there is room for."""
@@ -190,14 +189,30 @@ class Window(ModalScreen[R], Generic[R]):
         rows = 2 * len(self.query(".hints, .choices"))
         return rows + sum(3 for widget in self.query(".field") if widget.display)
 
-    def _hints(self) -> Line:
-        width, line = self.inner, Line()
-        for key, word, works in self.hints():
-            part: Line = [(key, "accent" if works else "dim"), (f" {word}", "dim")]
-            gap = 2 if line else 0
-            if cells(line) + gap + cells(part) <= width:
-                line += [(" " * gap, ""), *part]
-        return line
+    def fitted_hints(self) -> Line:
+        """Return as many keys as there is room for; the last one, the way out, is always there."""
+        parts: list[Line] = [
+            [(key, "accent" if works else "dim"), (f" {word}", "dim")]
+            for key, word, works in self.hints()
+        ]
+        if not parts:
+            return []
+        gap = 2 if sum(map(cells, parts)) + 2 * len(parts) <= self.inner + 2 else 1
+        left = self.inner - cells(parts[-1])
+        line: Line = []
+        for part in parts[:-1]:
+            wide = cells(part) + gap
+            if wide <= left:
+                line += [*part, (" " * gap, "")]
+                left -= wide
+        return [*line, *parts[-1]]
+
+    def show_hints(self, hints: Line) -> None:
+        """Draw the keys, if they differ from what is drawn."""
+        if hints != self._hinted:
+            self._hinted = hints
+            text = as_text([hints], self._colours, ascii_only=self.look.ascii_only)
+            self.query_one(".hints", Static).update(text)
 
     # --- keys -------------------------------------------------------------------------------
 

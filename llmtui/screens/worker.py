@@ -58,7 +58,7 @@ def worker_lines(
         drawn = bar(progress, 20, ascii_only=look.ascii_only)
         ready = f"ready in {span(left)}" if left > 0 else "ready any moment"
         chunks: list[Line] = [[(drawn, "accent.bar"), (f" {progress:.0%}", "")], [(ready, "dim")]]
-        lines += labelled("loads", chunks, width)
+        lines += labelled("load", chunks, width)
     if worker.slots:
         lines += _serving(worker, width, look)
     waiting: list[Line] = [[(f"{n} ", ""), (name, "dim")] for name, n in worker.queued.items() if n]
@@ -69,7 +69,7 @@ def worker_lines(
     lines += labelled("queue", waiting or [[("nobody waits", "dim")]], width)
     lines += _memory(worker, width)
     lines += labelled(
-        "loads",
+        "life",
         [
             [(f"started {worker.starts}x", "")],
             [(f"crashed {worker.crashes}x", "bad" if worker.crashes else "dim")],
@@ -78,8 +78,8 @@ def worker_lines(
         width,
     )
     lines += _reasons(worker, now, width)
-    for request in requests[:_BUSY]:
-        lines += labelled("runs", [_request(request, now)], width)
+    for number, request in enumerate(requests[:_BUSY]):
+        lines += labelled("" if number else "runs", [_request(request, now)], width)
     if len(requests) > _BUSY:
         lines += labelled("", [[(f"and {len(requests) - _BUSY} more", "dim")]], width)
     return lines
