@@ -21,14 +21,14 @@ if __name__ == "__main__":
     # `python benchmarks/run.py` has only benchmarks/ on its path.
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import report, stack
+from benchmarks import report, stack, tui
 from benchmarks.job import Generator
 from benchmarks.measures import MEASURES, Outcome
 from benchmarks.rounds import Bench, Sides, Spread
 from benchmarks.stack import Address, BenchmarkError, Process, Settings
 
 START = "start"
-NAMES = (START, *MEASURES)
+NAMES = (START, *MEASURES, tui.NAME)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -120,8 +120,21 @@ def _run(
     address = ("127.0.0.1", port)
     if START in names and not options.null:
         yield from _start(directory, address, options.rounds or (2 if options.quick else 5))
-    if not paired:
-        return
+    if paired:
+        yield from _paired(directory, models, settings, paired, options, address)
+    if tui.NAME in names and not options.null:
+        yield from tui.measure(directory / tui.NAME, rounds=options.rounds, quick=options.quick)
+
+
+def _paired(
+    directory: Path,
+    models: dict[str, Path],
+    settings: Settings,
+    names: list[str],
+    options: argparse.Namespace,
+    address: Address,
+) -> Iterator[Outcome]:
+    """Run the measures that compare llmd with the worker itself."""
     with ExitStack() as running:
         generator = running.enter_context(Generator())
         if options.null:
@@ -133,7 +146,7 @@ def _run(
             for missing in stack.missing_features(address):
                 print(f"NOT ON: {missing}", file=sys.stderr)
         bench = Bench(generator, sides, options.rounds, options.quick)
-        for name in paired:
+        for name in names:
             outcome = MEASURES[name](bench)
             if options.null:
                 outcome.target = None
