@@ -31,16 +31,18 @@ class Handle:
         record: The one record, written by the request's own task.
         scope: Set by the request's task around all its work.
         cause: The first reason for which it was ended from outside, or None.
+        by: Who ended it, where that was a person.
         settle: Set once the key's limits were charged: called once at the end with the tokens
             really used, or None when the request cost nothing.
     """
 
-    __slots__ = ("_closed", "cause", "record", "scope", "settle")
+    __slots__ = ("_closed", "by", "cause", "record", "scope", "settle")
 
     def __init__(self, record: RequestRecord, scope: trio.CancelScope) -> None:
         self.record = record
         self.scope = scope
         self.cause: CancelCause | None = None
+        self.by = ""
         self.settle: Callable[[int | None], None] | None = None
         self._closed: trio.Event | None = None  # made by the first who waits: few are waited for
 
@@ -55,10 +57,15 @@ class Handle:
         if self._closed is not None:
             self._closed.set()
 
-    def cancel(self, cause: CancelCause) -> None:
-        """End the request; returns at once, the request's own task cleans up."""
+    def cancel(self, cause: CancelCause, by: str = "") -> None:
+        """End the request; returns at once, the request's own task cleans up.
+
+        Args:
+            cause: Why; the first one counts.
+            by: Who, for operators to read; no client is told.
+        """
         if self.cause is None:
-            self.cause = cause
+            self.cause, self.by = cause, by
         self.scope.cancel()
 
     def abandon(self) -> None:
@@ -111,6 +118,7 @@ class Handle:
             code=error.code if error else "",
             reason=error.message if error else "",
             cause=self.cause,
+            by=self.by,
         )
 
 

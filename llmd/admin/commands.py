@@ -140,11 +140,23 @@ class Commands:
                 f"the model {name[:200]!r} does not exist{did_you_mean(name, names)}", param="model"
             ) from None
 
+    def _wanted(self, name: str) -> CatalogModel:
+        """Return the model that is to be loaded, which may be one of a repository.
+
+        Raises:
+            ModelNotFound: There is none.
+            PermissionDenied: The repository is not within `llama.hf_allow`.
+        """
+        try:
+            return self._operations.wanted(name, param="model")
+        except errors.ModelNotFound:
+            return self.model(name)
+
     def _switch(self, command: p.Switch, actor: Actor) -> Answer:
         operations = self._operations
         operations.expect(command.if_gen)
         request = SwitchRequested(
-            model=self.model(command.model).name,
+            model=self._wanted(command.model).name,
             evict=tuple(self.model(name).name for name in command.evict),
             add=command.add,
             drain_s=operations.drain_s(command.drain_s),
@@ -157,7 +169,7 @@ class Commands:
 
     def _load(self, command: p.Load, actor: Actor) -> Answer:
         self._operations.expect(command.if_gen)
-        request = SwitchRequested(model=self.model(command.model).name, add=True)
+        request = SwitchRequested(model=self._wanted(command.model).name, add=True)
         return self._load_by(request, actor, "load", wait=command.wait)
 
     def _load_by(self, request: SwitchRequested, actor: Actor, word: str, *, wait: bool) -> Answer:
@@ -293,7 +305,7 @@ class Commands:
     def _cancel(self, command: p.Cancel, actor: Actor) -> Answer:
         handles, ended, unknown = self._chosen(command)
         for handle in handles:
-            handle.cancel(CancelCause.OPERATOR)
+            handle.cancel(CancelCause.OPERATOR, by=str(actor.peer))
         ids = [handle.record.id for handle in handles]
         self._note(
             actor,

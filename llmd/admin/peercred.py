@@ -42,6 +42,9 @@ class Peer:
         except KeyError:
             return str(self.uid)
 
+    def __str__(self) -> str:
+        return f"{self.user} (uid {self.uid}, pid {self.pid})"
+
 
 def peer_of(sock: socket.socket) -> Peer:
     """Return who connected to a Unix socket.

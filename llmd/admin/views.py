@@ -274,6 +274,7 @@ class Views:
             code=record.code,
             reason=record.reason,
             cancel_cause=record.cancel_cause.value if record.cancel_cause else "",
+            cancelled_by=record.cancelled_by,
         )
 
     def _silent_since(self, record: RequestRecord, clock: Clock) -> float | None:

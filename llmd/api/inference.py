@@ -27,7 +27,7 @@ from llmd.api.schema.kinds import Prompt
 from llmd.api.schema.parsed import ONE_BATCH_BYTES
 from llmd.api.services import Services
 from llmd.api.sse import Usage
-from llmd.core.events import Queued, Rule
+from llmd.core.events import Queued, Rule, Why
 from llmd.core.ratelimit import Denied
 from llmd.core.tokens import Estimate, PromptSize
 from llmd.models.catalog import CatalogModel
@@ -241,9 +241,16 @@ class Inference:
                 await self._until_noticed(call.model.name, call.handle.record.worker_pid)
                 if call.handle.record.first_byte_at is not None or tries >= _MAX_TRIES:
                     raise errors.BadWorkerResponse(self._what_broke(call, died)) from died
+                self._tell_retry(call, self._what_broke(call, died))
                 tries += 1
                 continue
             return
+
+    @staticmethod
+    def _tell_retry(call: _Call, what: str) -> None:
+        """Have the request's story say why it waits once more."""
+        now, model = trio.current_time(), call.model.name
+        call.handle.record.story += (Why(now, Rule.WORKER_DIED, (model,), detail=what),)
 
     def _what_broke(self, call: _Call, died: errors.WorkerDied) -> str:
         """Say what ended a request: its worker, or only its connection to it."""

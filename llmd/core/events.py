@@ -181,6 +181,7 @@ class Rule(str, Enum):
     ADMISSION_CLOSED = "admission_closed"  # an operator has paused admission
     YIELDING = "yielding"  # its model is loaded but must go: someone held back comes first
     GRANTED = "granted"
+    WORKER_DIED = "worker_died"  # its worker died before the first byte, and it asked again
     DEMAND = "demand"  # a start or a drain because a request needs it
     MAX_DELAY = "max_delay"  # a drain because someone was held back long enough
     HIGHER_CLASS = "higher_class"  # a drain for a class above all that is queued there

@@ -109,6 +109,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
         code: Code of the error that ended it; "" without one.
         reason: Why it ended so, for a person; cut to 500 characters.
         cancel_cause: Set when somebody or something ended it early.
+        cancelled_by: Who that was, where it was a person; told to operators only.
         retries: Leases that were lost to a worker's death and asked for again.
         worker_pid: The worker that has or had it last; 0 before.
         completion_id: The worker's own id of the completion, which its answer carries; "" until
@@ -149,6 +150,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
     code: str = ""
     reason: str = ""
     cancel_cause: CancelCause | None = None
+    cancelled_by: str = ""
     retries: int = 0
     worker_pid: int = 0
     completion_id: str = ""
@@ -205,6 +207,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
         code: str = "",
         reason: str = "",
         cause: CancelCause | None = None,
+        by: str = "",
     ) -> None:
         """Close it.
 
@@ -214,7 +217,8 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
             status: HTTP status that the client got, or would have got.
             code: The error's code, "" without one.
             reason: Why, for a person.
-            cause: Who ended it early, if somebody did.
+            cause: What ended it early, if something did.
+            by: Who did that.
 
         Raises:
             IllegalMove: It has ended before, or `state` is no end that can follow.
@@ -229,6 +233,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
         self.code = code
         self.reason = reason[:_MAX_TEXT]
         self.cancel_cause = cause
+        self.cancelled_by = by[:_MAX_TEXT]
 
     # --- what follows from it --------------------------------------------------------------
 

@@ -263,23 +263,34 @@ def story(view: p.Story, style: Style, now: float) -> list[str]:
 def _moments(view: p.Story) -> list[tuple[float, str]]:
     request = view.request
     moments = [(request.received_at, "received")]
-    for step in view.steps:
-        granted = step.rule == "granted"
-        blockers = ", ".join(step.blockers)
-        place = f", position {step.position}" if step.position else ""
-        by = f" [{blockers}]" if blockers else ""
-        word = "granted" if granted else "waits"
-        moments.append((step.at, f"{word}: {step.detail} ({step.rule}{place}){by}"))
+    moments += [(step.at, _step(step)) for step in view.steps]
     if request.granted_at is not None and not any(s.rule == "granted" for s in view.steps):
         moments.append((request.granted_at, "granted"))
     if request.first_token_at is not None:
         moments.append((request.first_token_at, "first token"))
     if request.ended_at is not None:
-        status = f" {request.status}" if request.status else ""
-        why = f": {request.reason}" if request.reason else ""
-        cause = f" by {request.cancel_cause}" if request.cancel_cause else ""
-        moments.append((request.ended_at, f"{request.state}{cause}{status}{why}"))
+        moments.append((request.ended_at, _end(request)))
     return moments
+
+
+def _step(step: p.Why) -> str:
+    if step.rule == "granted":
+        return f"granted: {step.detail}"
+    if step.rule == "worker_died":
+        return f"to be tried again: {step.detail}"
+    line = f", #{step.position} in line" if step.position else ""
+    by = f", by {', '.join(step.blockers)}" if step.blockers else ""
+    return f"waits{line}: {step.detail}  [{step.rule}{by}]"
+
+
+def _end(request: p.Request) -> str:
+    what = f"{request.state} {request.status or ''}".rstrip()
+    if request.code:
+        what += f" {request.code}"
+    if request.cancelled_by:
+        return f"{what}: by {request.cancelled_by}"
+    why = request.reason or request.cancel_cause.replace("_", " ")
+    return f"{what}: {why}" if why else what
 
 
 def acted(view: p.Acted) -> list[str]:

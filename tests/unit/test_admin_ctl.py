@@ -238,8 +238,8 @@ def test_a_story_names_each_step_its_rule_and_who_was_ahead():
     tails = [line.partition("+")[2].strip() for line in lines[3:]]
     assert tails == [
         "0.000s  received",
-        "0.200s  waits: 1 ahead (behind, position 2) [r-0]",
-        "5.000s  granted: first of 1 (granted)",
+        "0.200s  waits, #2 in line: 1 ahead  [behind, by r-0]",
+        "5.000s  granted: first of 1",
         "6.000s  first token",
         "9.000s  done 200",
     ]

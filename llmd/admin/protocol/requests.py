@@ -57,6 +57,7 @@ class Request(View, frozen=True, kw_only=True):
         worker_pid: Where it runs; 0 when that is not known.
         request_bytes, response_bytes: Of the bodies.
         status, code, reason, cancel_cause: How it ended.
+        cancelled_by: Who ended it early, where that was a person.
     """
 
     id: str
@@ -96,6 +97,7 @@ class Request(View, frozen=True, kw_only=True):
     code: str = ""
     reason: str = ""
     cancel_cause: str = ""
+    cancelled_by: str = ""
 
     @property
     def ended(self) -> bool:

@@ -146,6 +146,8 @@ async def _cancel_all(call: Call) -> Reply:
     await call.form(Nothing)
     handles = call.services.registry.handles()
     _note(call, "cancel all", running=len(handles))
+    for handle in handles:
+        handle.cancel(CancelCause.OPERATOR, by=f"key {call.principal.name}")
     await call.services.operations.cancel(handles, CancelCause.OPERATOR)
     return as_json({"cancelled": [handle.record.id for handle in handles]})
 

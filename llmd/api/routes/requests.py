@@ -48,6 +48,7 @@ async def _cancel(call: Call, request_id: str) -> Reply:
     if handle is not None:
         own = record.key == call.principal.name
         cause = CancelCause.OWNER if own else CancelCause.OPERATOR
+        handle.cancel(cause, by=f"key {call.principal.name}")
         await call.services.operations.cancel([handle], cause)
     return as_json({**_describe(call, record), "cancelled": handle is not None})
 
