@@ -38,20 +38,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain("--json goes with --once")
     if options.once:
         return asyncio.run(_once(_maker(options), as_json=options.json))
+    if options.keys:
+        return _keys()
     if options.svg is not None:
         return _picture(options)
     # textual draws on stderr, so that a pipe may take what a program prints
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         return _complain("needs a terminal; --once --json prints a snapshot for scripts")
     os.environ.setdefault("ESCDELAY", "25")
-    from llmtui.screen import LlmTui  # textual takes time to import, and --once does without
+    # textual takes time to import, and --once does without
+    from llmtui.keymap import KeymapError, keymap_path, read_keymap
+    from llmtui.screen import LlmTui, scopes
 
+    try:
+        keymap = read_keymap(keymap_path(os.environ), scopes())
+    except KeymapError as error:
+        return _complain(*error.faults)
     plain = options.ascii or "utf" not in (sys.stdout.encoding or "").lower()
     app = LlmTui(
         _maker(options),
         look=Look(ascii_only=plain),
         read_only=options.read_only,
         colours=options.theme,
+        keymap=keymap,
     )
     return app.run() or app.return_code or 0
 
@@ -81,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--press", default="", metavar="KEYS", help="with --svg: pressed before, as in '1 G s'"
+    )
+    parser.add_argument(
+        "--keys", action="store_true", help="print a tui.toml with every key's id, and exit"
     )
     parser.add_argument("--version", action="version", version=f"llmtui {__version__}")
     return parser
@@ -137,6 +149,17 @@ def _picture(options: argparse.Namespace) -> int:
     return 0
 
 
+def _keys() -> int:
+    from llmtui.bindings import KEYS
+    from llmtui.keymap import keymap_path, template
+    from llmtui.screen import scopes
+
+    sys.stdout.write(f"# {keymap_path(os.environ)}: what is left out stays as it is here\n")
+    lines = template(scopes(), {key.id: key.about for key in KEYS})
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
 async def _once(make: Callable[[], Source], *, as_json: bool) -> int:
     source = make()
     try:
@@ -179,8 +202,8 @@ def page(message: p.Snapshot, width: int = 118) -> list[str]:
     return [line.rstrip() for line in shown]
 
 
-def _complain(text: str) -> int:
-    sys.stderr.write(f"llmtui: {text}\n")
+def _complain(*texts: str) -> int:
+    sys.stderr.write("".join(f"llmtui: {text}\n" for text in texts))
     return 2
 
 

@@ -4,14 +4,15 @@
     cancel = "X"
     down = ["n", "down"]
 
-Each name is the id of a binding. What is wrong in the file is told all at once, and nothing starts.
+Each name is the id of a binding; `llmtui --keys` prints all. What is wrong in the file is told all
+at once, and nothing starts.
 """
 
 from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ else:
 
 _MODIFIERS = ("ctrl+", "shift+", "alt+", "super+")
 _NAMED = {key.value for key in Keys if "<" not in key.value}
+_NAMED |= set(KEY_NAME_REPLACEMENTS.values())
 _NAMED |= {name for names in KEY_ALIASES.values() for name in names}
 _MOST_BYTES = 64 << 10
 
@@ -96,7 +98,7 @@ def check_keymap(
     if not isinstance(table, dict):
         return {}, [*faults, "[keys] must be a table"]
     keymap: dict[str, str] = {}
-    for name, value in table.items():
+    for name, value in _flat(table).items():
         if name not in known:
             near = get_close_matches(name, known, 1)
             faults.append(f"keys.{name}: no such id" + (f"; {near[0]}?" if near else ""))
@@ -108,6 +110,17 @@ def check_keymap(
     for bindings in named:
         faults += _clashes(bindings, keymap)
     return keymap, faults
+
+
+def _flat(table: Mapping[str, Any], lead: str = "") -> dict[str, Any]:
+    """Return a table with `logs.follow`, which TOML takes for a table `logs`, as one name."""
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{lead}{name}."))
+        else:
+            flat[lead + name] = value
+    return flat
 
 
 def _keys(value: object) -> tuple[list[str], list[str]]:
@@ -139,12 +152,48 @@ def _punctuation(character: str) -> str:
 
 
 def _clashes(bindings: list[Binding], keymap: Mapping[str, str]) -> list[str]:
+    """Return what is wrong with keys that do two things, and did not without the file."""
+    before = {(key, *names) for key, *names in _shared(bindings, {})}
+    return [
+        f"the key {spelt(key)!r} is both {first} and {second}"
+        for key, first, second in _shared(bindings, keymap)
+        if (key, first, second) not in before
+    ]
+
+
+def _shared(bindings: list[Binding], keymap: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Yield each key that two bindings have: a window may take one from what it is built on."""
     owners = {"ctrl+c": "leaving, always"}
-    faults = []
     for binding in bindings:
         name = str(binding.id)
         for key in keymap.get(name, binding.key).split(","):
             other = owners.setdefault(key.strip(), name)
             if other != name:
-                faults.append(f"the key {spelt(key)!r} is both {other} and {name}")
-    return faults
+                yield key.strip(), other, name
+
+
+def template(scopes: Iterable[Iterable[Any]], about: Mapping[str, str]) -> list[str]:
+    """Return the file as it would have to be for the keys to stay as they are.
+
+    Args:
+        scopes: As of `read_keymap`.
+        about: What a binding does, by id.
+    """
+    lines = ["[keys]"]
+    known: set[str] = set()
+    for scope in scopes:
+        for binding in scope:
+            if not isinstance(binding, Binding) or not binding.id or binding.id in known:
+                continue
+            known.add(binding.id)
+            keys = ", ".join(f'"{_written(key)}"' for key in binding.key.split(","))
+            name = f'"{binding.id}"' if "." in binding.id else binding.id
+            note = about.get(binding.id, "")
+            lines.append(f"{name} = [{keys}]" + (f"  # {note}" if note else ""))
+    return lines
+
+
+def _written(key: str) -> str:
+    """Return a key as it is written in the file."""
+    text = key_to_character(key)
+    return text if text is not None and text.isprintable() and text not in '"\\ ' else key

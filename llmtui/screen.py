@@ -7,8 +7,27 @@ from typing import ClassVar
 from textual.binding import BindingType
 
 from llmtui.bindings import bindings, help_lines
+from llmtui.carry import Carry
 from llmtui.commanding import Commanding
+from llmtui.screens.cancel import Cancel
 from llmtui.screens.help import Help
+from llmtui.screens.logs import Logs
+from llmtui.screens.request import RequestDetail
+from llmtui.screens.switch import Switch
+from llmtui.screens.unload import Unload
+from llmtui.screens.window import Window
+from llmtui.screens.worker import WorkerDetail
+
+_WINDOWS = (Help, RequestDetail, WorkerDetail, Logs, Switch, Unload, Cancel, Carry)
+
+
+def scopes() -> list[list[BindingType]]:
+    """Return the bindings that work at the same time: the board's, and each window's."""
+    found = [bindings()]
+    for window in _WINDOWS:
+        kinds = [kind for kind in window.__mro__ if issubclass(kind, Window)]
+        found.append([b for kind in kinds for b in kind.__dict__.get("BINDINGS", ())])
+    return found
 
 
 class LlmTui(Commanding):
