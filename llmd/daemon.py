@@ -47,6 +47,7 @@ from llmd.core.tokens import TokenEstimator
 from llmd.errors import ConfigError, LlmdError
 from llmd.fleet import Fleet, total_memory_bytes
 from llmd.models.catalog import Catalog
+from llmd.models.live import LiveCatalog
 from llmd.observe import sdnotify
 from llmd.observe.log import log, setup
 from llmd.observe.metrics import Metrics
@@ -116,7 +117,7 @@ class Daemon:
                 ]
             )
         self.engine = engine or find_engine(config.llama.binary)
-        self.catalog = Catalog.load(config.models, models_dir)
+        self.catalog = LiveCatalog(Catalog.load(config.models, models_dir))
         sockets = runtime / "workers"
         self.fleet = Fleet(
             self.engine,

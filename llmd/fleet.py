@@ -18,7 +18,7 @@ from llmd.core.lifecycle import WorkerState
 from llmd.core.policy import PolicyStatistics
 from llmd.core.settings import ModelInfo, PolicySettings
 from llmd.errors import ModelNotFound, StartFailed
-from llmd.models.catalog import Catalog, CatalogModel
+from llmd.models.live import Models
 from llmd.models.memory import (
     AUTO_CONTEXT_TOKENS,
     MIN_CONTEXT_TOKENS,
@@ -26,6 +26,7 @@ from llmd.models.memory import (
     estimate_bytes,
     trained_context,
 )
+from llmd.models.model import CatalogModel
 from llmd.observe.metrics import Metrics, QueueSample, WorkerSample
 from llmd.workers.command import WorkerSpec, build_spec, slot_count
 from llmd.workers.engine import Engine
@@ -53,7 +54,7 @@ class Fleet:
     def __init__(
         self,
         engine: Engine,
-        catalog: Catalog,
+        catalog: Models,
         config: Config,
         socket_dir: Path,
         *,
@@ -169,11 +170,12 @@ class Fleet:
             raise StartFailed(model.fault, permanent=True)
         planned, largest = self._contexts(model)
         wanted = max(planned, context_tokens)
+        number = self._numbers.setdefault(model.name, len(self._numbers))
         return build_spec(
             self._engine,
             model,
             self._config,
-            socket_path=self._socket_dir / f"{self._numbers[model.name]}.sock",
+            socket_path=self._socket_dir / f"{number}.sock",
             context_tokens=min(wanted, largest) if largest else wanted,
             prompt_cache_mib=self.prompt_cache_mib(model),
         )
@@ -198,28 +200,27 @@ class Fleet:
 
     def model_infos(self) -> list[ModelInfo]:
         """Return what the policy knows of each model beforehand."""
-        infos = []
-        for model in self._catalog.models:
-            planned, largest = self._contexts(model)
-            own = model.config
-            idle_s = own.idle_timeout_sec
-            needs, reserve = self.memory(model, planned), self.reserve_bytes(model)
-            grows = self.memory(model, largest) - needs if largest > planned else 0
-            infos.append(
-                ModelInfo(
-                    name=model.name,
-                    memory_bytes=needs + reserve if needs else 0,
-                    size_bytes=model.size_bytes,
-                    slots=slot_count(own),
-                    context_tokens=planned,
-                    bytes_per_token=grows / (largest - planned) if grows else 0.0,
-                    reserve_bytes=reserve,
-                    pinned=own.pinned,
-                    context_max=largest,
-                    idle_timeout_s=self._config.worker.idle_timeout_sec if idle_s < 0 else idle_s,
-                )
-            )
-        return infos
+        return [self.model_info(model) for model in self._catalog.models]
+
+    def model_info(self, model: CatalogModel) -> ModelInfo:
+        """Return what the policy knows of one model beforehand."""
+        planned, largest = self._contexts(model)
+        own = model.config
+        idle_s = own.idle_timeout_sec
+        needs, reserve = self.memory(model, planned), self.reserve_bytes(model)
+        grows = self.memory(model, largest) - needs if largest > planned else 0
+        return ModelInfo(
+            name=model.name,
+            memory_bytes=needs + reserve if needs else 0,
+            size_bytes=model.size_bytes,
+            slots=slot_count(own),
+            context_tokens=planned,
+            bytes_per_token=grows / (largest - planned) if grows else 0.0,
+            reserve_bytes=reserve,
+            pinned=own.pinned,
+            context_max=largest,
+            idle_timeout_s=self._config.worker.idle_timeout_sec if idle_s < 0 else idle_s,
+        )
 
     # --- for the metrics --------------------------------------------------------------------
 

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import trio
 
 from llmd import errors
+from llmd.config.schema import is_hf_reference
 from llmd.core.events import SwitchRequested, UnloadRequested
 from llmd.core.lifecycle import WorkerState
 from llmd.core.policy import ModelStatistics, Plan
 from llmd.core.record import CancelCause
-from llmd.models.catalog import Catalog, CatalogModel
+from llmd.fleet import Fleet
+from llmd.models.live import LiveCatalog
+from llmd.models.model import CatalogModel
 from llmd.registry import Handle, Registry
 from llmd.scheduler import Scheduler
 from llmd.workers.supervisor import Supervisor
@@ -39,17 +43,20 @@ class Operations:
     """The actions on models, admission and requests; holds no state of its own.
 
     Attributes:
-        catalog, registry, scheduler, supervisor: What they act on.
+        catalog, fleet, registry, scheduler, supervisor: What they act on.
+        hf_allow: Patterns of the repositories that may be loaded from without an entry.
         max_drain_s: For who names no time of his own; 0 = let all finish.
         draining: Tells whether the daemon is on its way out.
     """
 
-    catalog: Catalog
+    catalog: LiveCatalog
+    fleet: Fleet
     registry: Registry
     scheduler: Scheduler
     supervisor: Supervisor
     max_drain_s: float
     draining: Callable[[], bool]
+    hf_allow: tuple[str, ...]
 
     # --- looking ----------------------------------------------------------------------------
 
@@ -63,6 +70,27 @@ class Operations:
         if model is None:
             raise errors.ModelNotFound(f"the model {name[:200]!r} does not exist", param=param)
         return model
+
+    def wanted(self, name: str, *, param: str | None = None) -> CatalogModel:
+        """Return the model that is to be loaded, which may be one of a repository.
+
+        A repository that is named so for the first time becomes a model of the catalog for as long
+        as the daemon runs, like one of `[[models]]`; its worker fetches it when it is loaded.
+
+        Raises:
+            ModelNotFound: There is none of that name, and it is no `REPO:QUANT`.
+            PermissionDenied: The repository is not within `llama.hf_allow`.
+        """
+        if self.catalog.resolve(name) is None and is_hf_reference(name) and ":" in name:
+            if not any(fnmatchcase(name, pattern) for pattern in self.hf_allow):
+                raise errors.PermissionDenied(
+                    f"{name[:200]} may not be fetched from Hugging Face: it is not within "
+                    "llama.hf_allow",
+                    param=param,
+                )
+            added = self.catalog.add_repository(name)
+            self.scheduler.learn(self.fleet.model_info(added))
+        return self.model(name, param=param)
 
     def state_of(self, model: CatalogModel) -> WorkerState:
         """Return what a model's worker is doing; a file that cannot be loaded is `failed`.

@@ -41,6 +41,7 @@ from llmd.core.events import (
     WorkerChanged,
 )
 from llmd.core.lifecycle import WorkerState
+from llmd.core.settings import ModelInfo
 
 _REFUSALS: dict[Refusal, type[errors.LlmdError]] = {
     Refusal.QUEUE_FULL: errors.QueueFull,
@@ -307,6 +308,10 @@ class Scheduler:
         """Return whether `model` has been told to start and has not begun to."""
         known = self.state.models.get(model)
         return known is not None and known.starting
+
+    def learn(self, info: ModelInfo) -> None:
+        """Take in a model that has come to the catalog, or what has changed about one."""
+        self.state.put_model(info)
 
     # --- operators --------------------------------------------------------------------------
 

@@ -87,6 +87,16 @@ class Call:
             raise errors.ModelNotFound(f"the model {name[:200]!r} does not exist", param=param)
         return self.services.permitted(model, self.principal, param=param)
 
+    def wanted(self, name: str, *, param: str | None = None) -> CatalogModel:
+        """Return the model that an admin wants loaded; see `Operations.wanted`.
+
+        Raises:
+            ModelNotFound: There is none.
+            PermissionDenied: It is not for this key, or not within `llama.hf_allow`.
+        """
+        model = self.services.operations.wanted(name, param=param)
+        return self.services.permitted(model, self.principal, param=param)
+
     def flag(self, name: str) -> bool:
         """Return a yes-or-no parameter of the query; absent is no.
 

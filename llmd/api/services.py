@@ -13,7 +13,8 @@ from llmd.config import Config
 from llmd.core.ratelimit import RateLimiter
 from llmd.core.tokens import TokenEstimator
 from llmd.fleet import Fleet
-from llmd.models.catalog import Catalog, CatalogModel
+from llmd.models.live import LiveCatalog
+from llmd.models.model import CatalogModel
 from llmd.observe.metrics import Metrics
 from llmd.operations import Operations
 from llmd.pump import Pump
@@ -34,7 +35,7 @@ class Services:
     """
 
     config: Config
-    catalog: Catalog
+    catalog: LiveCatalog
     fleet: Fleet
     gate: Gate
     schema_limits: SchemaLimits
@@ -54,11 +55,13 @@ class Services:
         """What operators do."""
         return Operations(
             catalog=self.catalog,
+            fleet=self.fleet,
             registry=self.registry,
             scheduler=self.scheduler,
             supervisor=self.supervisor,
             max_drain_s=self.config.scheduler.max_drain_sec,
             draining=lambda: self.draining,
+            hf_allow=self.config.llama.hf_allow,
         )
 
     def resolve(self, name: str | None, principal: Principal) -> CatalogModel:

@@ -21,6 +21,7 @@ from llmd.config.schema import (
     QueueSettings,
     Server,
     defaults,
+    is_hf_reference,
     parse_rfc3339,
 )
 
@@ -28,7 +29,7 @@ PLACEHOLDER = "change-me"
 """What examples write for a key, and what therefore no key may be."""
 
 _REQUEST_ONLY = frozenset({"input", "messages", "model", "prompt", "query", "stream"})
-_HF = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_HF_PATTERN = re.compile(r"[\w.:/*?\[\]!-]+", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _TENSOR_SPLIT = re.compile(r"(\d+(\.\d+)?([,/]\d+(\.\d+)?)*)?", re.ASCII)
 _CACHE_TYPE = re.compile(r"[a-z0-9_]*")
@@ -39,6 +40,7 @@ def check(config: Config, faults: Faults) -> None:
     """Add every fault of `config` that its types let through."""
     _not_built(config, faults)
     _server(config.server, faults)
+    _hf_allow(config.llama.hf_allow, faults)
     _patterns(config.limits.blocked_patterns, ("limits", "blocked_patterns"), faults)
     _queue(config.queue, faults)
     _generation(config.generation, ("generation",), faults)
@@ -99,6 +101,15 @@ def _is_origin(text: str) -> bool:
         and text == f"{parts.scheme}://{parts.netloc}"
         and "@" not in parts.netloc
     )
+
+
+def _hf_allow(patterns: Iterable[str], faults: Faults) -> None:
+    for index, pattern in enumerate(patterns):
+        if not _HF_PATTERN.fullmatch(pattern) or not ("*" in pattern or "/" in pattern):
+            faults.add(
+                ("llama", "hf_allow", index),
+                f'"{pattern}" matches no REPO:QUANT; write "*", "ggml-org/*", or the whole name',
+            )
 
 
 def _patterns(patterns: Iterable[str], path: KeyPath, faults: Faults) -> None:
@@ -182,7 +193,7 @@ def _model(model: ModelConfig, path: KeyPath, faults: Faults) -> None:
         faults.add(hub, "and path exclude each other; keep one")
     elif not model.path and not model.hf and faults.sound(where, hub):
         faults.add(path, "needs path or hf")
-    if model.hf and not _HF.fullmatch(model.hf):
+    if model.hf and not is_hf_reference(model.hf):
         faults.add(hub, "must be REPO or REPO:QUANT, such as ggml-org/Qwen3-0.6B-GGUF:Q8_0")
     names = [((*path, "name"), model.name)]
     names += [((*path, "aliases", i), alias) for i, alias in enumerate(model.aliases)]

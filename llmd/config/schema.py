@@ -25,7 +25,6 @@ NOT_YET = frozenset(
     {
         "api_keys.tokens_per_day",
         "api_keys.tokens_per_month",
-        "llama.hf_allow",
         "store.database",
         "store.log_prompts",
         "store.prompt_retention_days",
@@ -283,6 +282,14 @@ def defaults(group: type[Group]) -> dict[str, Any]:
         else field.default_factory()
         for field in msgspec.structs.fields(group)
     }
+
+
+_HF_REFERENCE = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[A-Za-z0-9][\w.-]*)?", re.ASCII)
+
+
+def is_hf_reference(text: str) -> bool:
+    """Tell whether `text` is written as a Hugging Face repository is: `REPO` or `REPO:QUANT`."""
+    return _HF_REFERENCE.fullmatch(text) is not None
 
 
 _RFC3339 = re.compile(

@@ -10,7 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -61,6 +61,27 @@ class Catalog:
         """Return the catalog as it is now; headers of files that did not change are kept."""
         return self._build(self._entries, self._models_dir, self._known)
 
+    def with_repository(self, reference: str) -> tuple[Catalog, CatalogModel]:
+        """Return this catalog with one more model, which its worker fetches, and that model.
+
+        Reads no disk. Names that another model has stay with that one.
+
+        Args:
+            reference: `REPO:QUANT`, which is no name in this catalog.
+        """
+        entry = ModelConfig(hf=reference)
+        free = [name for name in _hf_names(reference) if name not in self._names]
+        name = hf_name(reference) if hf_name(reference) in free else reference
+        aliases = [alias for alias in free if alias != name]
+        added = _model(name, draft_entry(entry, Headers({})), aliases, explicit=False)
+        grown = replace(
+            self,
+            models=tuple(sorted((*self.models, added), key=_by_name)),
+            _names={**self._names, **dict.fromkeys((name, *aliases), added)},
+            _entries=(*self._entries, msgspec.structs.replace(entry, name=name)),
+        )
+        return grown, added
+
     def resolve(self, name: str) -> CatalogModel | None:
         """Return the model with this name, alias or file name, letter by letter."""
         return self._names.get(name)
@@ -87,7 +108,7 @@ class Catalog:
         naming.add_file_names()
         models = naming.models()
         return cls(
-            models=tuple(sorted(models, key=lambda model: (model.name.casefold(), model.name))),
+            models=tuple(sorted(models, key=_by_name)),
             faults=(*naming.faults, *_faults(models, explicit=True)),
             warnings=(*warnings, *naming.warnings, *_faults(models, explicit=False)),
             _names={name: model for model in models for name in (model.name, *model.aliases)},
@@ -107,6 +128,15 @@ def hf_name(reference: str) -> str:
         return reference
     repo = re.sub(r"(?<=.)[-_.]gguf\Z", "", match["repo"], flags=re.IGNORECASE)
     return f"{repo}-{match['quant']}" if match["quant"] else repo
+
+
+def _hf_names(reference: str) -> list[str]:
+    """Return the names by which a model from a repository is known, unless it got its own."""
+    return [reference, reference.rpartition("/")[2], hf_name(reference)]
+
+
+def _by_name(model: CatalogModel) -> tuple[str, str]:
+    return model.name.casefold(), model.name
 
 
 # --- names ---------------------------------------------------------------------------------
@@ -141,7 +171,7 @@ class _Naming:
                 elif other is not draft:
                     self.faults.append(f"models.{name}.aliases: {alias} is another model's name")
             if draft.hf:
-                draft.file_aliases += [draft.hf, draft.hf.rpartition("/")[2], hf_name(draft.hf)]
+                draft.file_aliases += _hf_names(draft.hf)
 
     def add_found(self, drafts: Sequence[Draft]) -> None:
         """Name files by their stem, or, where that is not unique, by their relative path."""

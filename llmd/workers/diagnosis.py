@@ -68,6 +68,10 @@ _PERMANENT: tuple[tuple[str, re.Pattern[str]], ...] = (
         ),
     ),
     (
+        "the model could not be fetched",  # before all that follows from it
+        re.compile(r"^(?:get_repo|common_download)_\w+: "),
+    ),
+    (
         "a file is missing",
         re.compile(
             r"failed to open .*(?:No such file|Permission denied)|No such file or directory"

@@ -30,6 +30,7 @@ from llmd.core.tokens import TokenEstimator
 from llmd.errors import WorkerDied
 from llmd.fleet import Fleet
 from llmd.models.catalog import Catalog
+from llmd.models.live import LiveCatalog
 from llmd.observe.metrics import Metrics
 from llmd.registry import Registry
 from llmd.scheduler import Scheduler
@@ -155,7 +156,7 @@ class Rig:
         self.answers = {}
         self.asked = []
         self.launcher = FakeLauncher(**scripts)
-        self.catalog = Catalog.load(config.models, models_dir)
+        self.catalog = LiveCatalog(Catalog.load(config.models, models_dir))
         authenticator = Authenticator(config)
         fleet = Fleet(ENGINE, self.catalog, config, Path("/nowhere"), memory_bytes=1 << 33)
         self.metrics = Metrics(

@@ -535,3 +535,30 @@ def test_a_rescan_reads_only_what_changed(tree, monkeypatch):
     read.clear()
     after.rescan()
     assert read == []
+
+
+# --- models that come later ----------------------------------------------------------------
+
+
+def test_a_repository_comes_to_the_catalog_without_a_look_at_the_disk(tree, monkeypatch):
+    tree.put("a.gguf")
+    before = tree.load(ModelConfig(hf="o/Other-GGUF:Q4_0", name="z"))
+    monkeypatch.setattr(drafts, "read_header", None)
+    after, added = before.with_repository("ggml-org/Qwen3-0.6B-GGUF:Q8_0")
+    assert names(before) == ["a", "z"]
+    assert names(after) == ["a", "Qwen3-0.6B-Q8_0", "z"]
+    assert (added.hf, added.path, added.fault) == ("ggml-org/Qwen3-0.6B-GGUF:Q8_0", None, "")
+    for name in ("ggml-org/Qwen3-0.6B-GGUF:Q8_0", "Qwen3-0.6B-GGUF:Q8_0", "Qwen3-0.6B-Q8_0"):
+        assert after.resolve(name) is added
+    assert before.resolve(added.name) is None
+
+
+def test_it_takes_no_name_from_another_model_and_stays_through_a_rescan(tree):
+    tree.put("Qwen3-0.6B-Q8_0.gguf")
+    mine = tree.load().resolve("Qwen3-0.6B-Q8_0")
+    catalog, added = tree.load().with_repository("a/Qwen3-0.6B-GGUF:Q8_0")
+    catalog, other = catalog.with_repository("b/Qwen3-0.6B-GGUF:Q8_0")
+    assert (added.name, other.name) == ("a/Qwen3-0.6B-GGUF:Q8_0", "b/Qwen3-0.6B-GGUF:Q8_0")
+    for seen in (catalog, catalog.rescan()):
+        assert seen.resolve("Qwen3-0.6B-Q8_0").path == mine.path
+        assert {added.name, other.name} <= set(names(seen))

@@ -313,6 +313,8 @@ def test_faults_of_models(faults, entry, fault):
     ("text", "fault"),
     [
         ("[store]\nlog_prompts = true", "2: store.log_prompts: not supported yet"),
+        ("[llama]\nhf_allow = ['ggml-org']", "2: llama.hf_allow[0]:"),
+        ("[llama]\nhf_allow = ['*', 'a b/*']", "2: llama.hf_allow[1]:"),
         ("[worker]\ngpu_devices = [0]", "2: worker.gpu_devices: not supported yet"),
         (
             "[[api_keys]]\nname = 'a'\nkey = 'k'\ntokens_per_day = 5",

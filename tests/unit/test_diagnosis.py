@@ -146,3 +146,22 @@ def test_what_cannot_be_spawned(error, permanent):
     assert found.permanent is permanent
     assert found.cause is ExitCause.UNSTARTABLE
     assert "/usr/bin/llama-server" in found.reason
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "0.00.003.517 E get_repo_commit: error: HTTPLIB failed: Could not establish connection",
+        "0.00.003.570 W get_repo_files: failed to resolve commit for o/None-GGUF",
+        "0.00.006.519 E common_download_get_hf_plan: no GGUF files found in repository o/x-GGUF",
+    ],
+)
+def test_what_follows_from_a_failed_download_is_not_told_as_the_reason(line):
+    after = [
+        "0.00.007.875 E llama_model_load_from_file_impl: exactly one out metadata, path_model",
+        "0.00.005.555 E gguf_init_from_file: failed to open GGUF file 'o/x' (No such file or d",
+    ]
+    found = diagnose_exit(1, [line, *after], was_ready=False)
+    assert found.permanent
+    assert found.reason.startswith("the model could not be fetched; ")
+    assert line.split(" ", 2)[2] in found.reason

@@ -65,7 +65,7 @@ async def _switch(call: Call) -> Reply:
     form = await call.form(Switch)
     evict = (form.evict,) if isinstance(form.evict, str) else form.evict
     request = SwitchRequested(
-        model=call.model(form.model, param="model").name,
+        model=call.wanted(form.model, param="model").name,
         evict=tuple(call.model(name, param="from").name for name in evict),
         drain_s=call.services.operations.drain_s(form.drain_sec),
         force=form.force,
@@ -75,7 +75,7 @@ async def _switch(call: Call) -> Reply:
 
 async def _load(call: Call, model: str) -> Reply:
     form = await call.form(Load)
-    request = SwitchRequested(model=call.model(model).name, add=True)
+    request = SwitchRequested(model=call.wanted(model).name, add=True)
     return await _load_by(call, request, wait=_wait(call, form.wait))
 
 
