@@ -104,7 +104,7 @@ def _load(state: State, now: float, *, roomy: bool, least: bool) -> Line:
         (f"run {totals.running}/{totals.slots}", ""),
         (
             f"  {'queue' if roomy else 'que'} {totals.queued}{oldest}",
-            "warn" if totals.queued else "",
+            "" if totals.queued else "dim",
         ),
     ]
     limited, errors = totals.limited_per_min, totals.errors_5m
@@ -123,10 +123,10 @@ def _rates(state: State, look: Look, width: int) -> Line:
     return [
         (" gen ", "dim"),
         (f"{count(totals.tokens_per_s):>4} t/s ", ""),
-        (made, "ok" if totals.tokens_per_s else "dim"),
+        (made, "spark" if totals.tokens_per_s else "dim"),
         ("  prefill ", "dim"),
         (f"{count(totals.prefill_tokens_per_s):>4} t/s ", ""),
-        (read, "accent" if totals.prefill_tokens_per_s else "dim"),
+        (read, "spark" if totals.prefill_tokens_per_s else "dim"),
         ("  TTFT p50 ", "dim"),
         (span(totals.first_token_p50_s), ""),
         (" p95 ", "dim"),
@@ -170,7 +170,9 @@ def _gpu(number: int, gpu: p.Gpu, look: Look, length: int) -> Line:
 
 
 def _ram(totals: p.Totals) -> Line:
-    return [("RAM ", "dim"), (size(totals.memory_total_bytes), "")]
+    used, total = totals.memory_used_bytes, totals.memory_total_bytes
+    style = "warn" if used > 0.95 * total else ""
+    return [("RAM ", "dim"), (_of(used, total) if used else size(total), style)]
 
 
 def _own(own: Own) -> Line:
@@ -189,7 +191,7 @@ def _short(state: State, look: Look, width: int) -> Line:
     parts: Line = [
         (" gen ", "dim"),
         (f"{count(totals.tokens_per_s)} t/s ", ""),
-        (course, "ok" if totals.tokens_per_s else "dim"),
+        (course, "spark" if totals.tokens_per_s else "dim"),
         ("  TTFT95 ", "dim"),
         (span(totals.first_token_p95_s), ""),
     ]

@@ -14,7 +14,7 @@ import trio
 from llmd import __version__
 from llmd.admin import protocol as p
 from llmd.admin.rooms import Rooms
-from llmd.admin.worker_view import describe_worker
+from llmd.admin.worker_view import context_filled, describe_worker
 from llmd.core import events
 from llmd.core.lifecycle import Priority, RequestState, WorkerState
 from llmd.core.overview import Outlook, outlook
@@ -22,6 +22,7 @@ from llmd.core.placement import Room, shortfall
 from llmd.core.policy import ModelStatistics, PolicyStatistics
 from llmd.core.record import RequestRecord
 from llmd.models.catalog import CatalogModel
+from llmd.workers.procfs import memory_used_bytes
 from llmd.workers.worker import WorkerStatistics
 
 _SILENT_S = 5.0  # without a token before a screen is told
@@ -41,6 +42,7 @@ class Views:
         self._scheduler = rooms.operations.scheduler
         self._host = socket.gethostname()
         self._workers: dict[str, tuple[float, WorkerStatistics]] = {}
+        self._used = (float("-inf"), 0)
 
     def statistics(self) -> PolicyStatistics:
         """Return the scheduler's numbers, from which several views are made."""
@@ -101,8 +103,17 @@ class Views:
             ended_5m=window.ended,
             memory_held_bytes=sum(worker.memory_bytes for worker in workers.values()),
             memory_limit_bytes=self._scheduler.state.settings.memory_bytes,
+            memory_used_bytes=self._memory_used(clock.now),
             memory_total_bytes=self._rooms.memory_total_bytes,
         )
+
+    def _memory_used(self, now: float) -> int:
+        at, used = self._used
+        if now - at > _STATISTICS_AGE_S:
+            # in whole MiB: what moves by itself should not make every event longer
+            used = memory_used_bytes() >> 20 << 20
+            self._used = (now, used)
+        return used
 
     def status(self) -> p.Status:
         """Return the daemon in one page."""
@@ -132,6 +143,7 @@ class Views:
         queues = {model.model: model for model in now.models}
         room = self._scheduler.state.room
         held = [m.memory_bytes for m in self._scheduler.state.staying()]
+        filled = context_filled(h.record for h in self._operations.registry.handles())
         views = []
         for model in self._operations.catalog.models:
             queue = queues[model.name]
@@ -146,6 +158,7 @@ class Views:
                     fits=_fits(queue, room, held) if not model.fault else None,
                     tokens_per_s=self._rooms.recent.tokens_per_s(model.name),
                     first_token_p95_s=first_token.get(model.name),
+                    context_filled_tokens=filled[model.name],
                 )
             )
         return views

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 from llmd.admin import protocol as p
-from llmd.core.lifecycle import WorkerState
+from llmd.core.lifecycle import RequestState, WorkerState
 from llmd.core.policy import ModelStatistics, Progress
+from llmd.core.record import RequestRecord
 from llmd.models.catalog import CatalogModel
 from llmd.workers.worker import WorkerStatistics
 
@@ -22,6 +26,7 @@ def describe_worker(
     fits: bool | None,
     tokens_per_s: float,
     first_token_p95_s: float | None,
+    context_filled_tokens: int,
 ) -> p.Worker:
     """Return the view.
 
@@ -34,6 +39,7 @@ def describe_worker(
         fits: It could be loaded now without any eviction; None when it is loaded.
         tokens_per_s: Of the last seconds.
         first_token_p95_s: Of the last minutes.
+        context_filled_tokens: Of prompts and answers of what runs there.
     """
     state = WorkerState.FAILED if model.fault else worker.state if worker else WorkerState.OFF
     loading = state in LOADING
@@ -41,6 +47,8 @@ def describe_worker(
     left_s = queue.load_left_s if loading else None
     progress = queue.load_progress if loading else None
     reason = model.fault or (worker.reason if worker else "")
+    context_tokens = worker.context_tokens if worker else 0
+    room_tokens = queue.slots * context_tokens
     return p.Worker(
         model=model.name,
         state=state.value,
@@ -56,12 +64,13 @@ def describe_worker(
         oldest_at=round(now - queue.oldest_wait_s + wall_offset, 1)
         if queue.oldest_wait_s
         else None,
-        context_tokens=worker.context_tokens if worker else 0,
+        context_tokens=context_tokens,
         memory_bytes=worker.memory_bytes if worker else 0,
         estimate_bytes=queue.memory_bytes,
         fits=fits,
         tokens_per_s=round(tokens_per_s, 1),
         first_token_p95_s=None if first_token_p95_s is None else round(first_token_p95_s, 3),
+        kv_used=round(min(1.0, context_filled_tokens / room_tokens), 2) if room_tokens else None,
         load_s=round(queue.load_s, 3),
         load_progress=None if progress is None else round(progress.fraction, 2),
         load_left_s=None if left_s is None else round(left_s, 1),
@@ -74,6 +83,17 @@ def describe_worker(
         pinned=queue.pinned,
         note=_note(state, queue, reason, progress, left_s, retry_in_s, fits),
     )
+
+
+def context_filled(records: Iterable[RequestRecord]) -> Counter[str]:
+    """Return the tokens that running requests keep in their slots, by model."""
+    filled: Counter[str] = Counter()
+    for record in records:
+        if record.state in (RequestState.PREFILL, RequestState.DECODE):
+            prompt = record.prompt_tokens or record.prompt_estimate_tokens
+            made = record.completion_tokens or record.events
+            filled[record.model] += prompt * record.sequences + made
+    return filled
 
 
 def _note(

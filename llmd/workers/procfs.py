@@ -92,3 +92,20 @@ def command_line(pid: int, proc: Path = PROC) -> tuple[bytes, ...]:
         return tuple((proc / str(pid) / "cmdline").read_bytes().split(b"\0")[:-1])
     except OSError:
         return ()
+
+
+def memory_used_bytes(proc: Path = PROC) -> int:
+    """Return how much of the box's main memory is in use by anybody, caches not counted.
+
+    0 where that cannot be read.
+    """
+    try:
+        text = (proc / "meminfo").read_bytes()
+    except OSError:
+        return 0
+    kib = {
+        name: int(rest.split()[0])
+        for name, _, rest in (line.partition(b":") for line in text.splitlines())
+        if name in (b"MemTotal", b"MemAvailable") and rest.split()
+    }
+    return max(0, kib.get(b"MemTotal", 0) - kib.get(b"MemAvailable", 0)) * 1024

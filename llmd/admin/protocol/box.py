@@ -95,6 +95,7 @@ class Totals(View, frozen=True, kw_only=True):
         ended_5m: Requests that reached any end in the last 5 minutes.
         memory_held_bytes: What all workers hold in main memory.
         memory_limit_bytes: What models may hold; 0 = not known.
+        memory_used_bytes: Of the box, in use by anybody; 0 = not known.
         memory_total_bytes: Of the box.
         gpus: None when they are not measured.
     """
@@ -116,6 +117,7 @@ class Totals(View, frozen=True, kw_only=True):
     ended_5m: int = 0
     memory_held_bytes: int = 0
     memory_limit_bytes: int = 0
+    memory_used_bytes: int = 0
     memory_total_bytes: int = 0
     gpus: tuple[Gpu, ...] | None = None
 
@@ -141,7 +143,8 @@ class Worker(View, frozen=True, kw_only=True):
         fits: It could be loaded now and nothing need go for it; None when it is loaded.
         tokens_per_s: Generated, of the last seconds.
         first_token_p95_s: Over the last 5 minutes.
-        kv_used: Share of the context memory in use, 0 to 1; None when it is not measured.
+        kv_used: Share of the slots' context that running requests fill with prompt and answer,
+            0 to 1; None when the context is not known.
         load_s: Seconds of its last load, or what one is expected to take.
         load_progress: 0 to 1 while it loads, as the clock has it; never quite 1.
         load_left_s: Expected rest of a load.
