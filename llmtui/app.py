@@ -73,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--theme",
         choices=("dark", "light", "ansi"),
-        default="dark",
-        help="colours; ansi = the terminal's own",
+        default="ansi" if os.environ.get("NO_COLOR") else "dark",
+        help="colours; ansi = the terminal's own, and what NO_COLOR means unless it is said",
     )
     parser.add_argument("--once", action="store_true", help="print what is so now, and exit")
     parser.add_argument("--json", action="store_true", help="with --once: as one JSON object")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from rich.style import Style
+from textual import on
 from textual.app import ComposeResult
 from textual.screen import Screen
 from textual.timer import Timer
@@ -33,7 +34,7 @@ from llmtui.screens.desk import Desk
 from llmtui.state import RUNNING, held, hold, is_faulty_worker, newest_running, ticked
 from llmtui.view import View, first_rate
 from llmtui.widgets.lines import Lines
-from llmtui.widgets.paint import DARK, LIGHT, palette
+from llmtui.widgets.paint import THEMES, palette
 from llmtui.widgets.prompt import Prompt
 from llmtui.widgets.table import Table
 from llmtui.wire import LeanApp
@@ -68,7 +69,8 @@ class Board(LeanApp):
         clock: Callable[[], float] = time.time,
         keymap: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__()
+        # to know it from the start is what makes NO_COLOR mean no colours, and not grey ones
+        super().__init__(ansi_color=True if colours == "ansi" else None)
         self.look = look or Look()
         self._read_only = read_only
         self.clock = clock
@@ -89,8 +91,8 @@ class Board(LeanApp):
         self._said = ("", "", 0.0)
         self._meter = Meter()
         self._own = Own()
-        self.register_theme(DARK)
-        self.register_theme(LIGHT)
+        for theme in THEMES.values():
+            self.register_theme(theme)
         self._colours = colours
         self.palette: Mapping[str, Style] = {}
 
@@ -113,8 +115,8 @@ class Board(LeanApp):
 
     def on_mount(self) -> None:
         """Begin to listen and to draw."""
-        theme = {"dark": DARK, "light": LIGHT}.get(self._colours)
-        self.theme = theme.name if theme else "ansi-dark"
+        theme = THEMES[self._colours]
+        self.theme = theme.name
         self.palette = palette(theme)
         for table in self.query(Table):
             table.colours = self.palette
@@ -123,7 +125,6 @@ class Board(LeanApp):
             lines.colours = self.palette
         if self.look.ascii_only:
             self.add_class("plain")
-        self.query_one("#events").display = False
         self.set_keymap(self.keymap)
         self.focus_table("requests")
         self.run_worker(self.link.run(), name="link")
@@ -216,19 +217,24 @@ class Board(LeanApp):
         requests.marked &= set(state.requests)
         marks = [f"marked {len(requests.marked)}"] if requests.marked else []
         follows = ["follows"] if self.following else []
-        self._title(workers, f"1 Workers  {up} up of {len(state.workers)}", [])
-        self._title(requests, f"2 Requests  {running} running, {waiting} queued", follows + marks)
-        self._title(events, "3 Events", [])
+        self._title(workers, "1 Workers", f"{up} up of {len(state.workers)}", [])
+        self._title(requests, "2 Requests", f"{running} running, {waiting} queued", follows + marks)
+        self._title(events, "3 Events", "", [])
         old = state.link != "live"
         workers.empty = "not connected" if old else "no model matches"
         requests.empty = "" if old else "nobody asks for anything"
         events.empty = "nothing has happened"
 
-    def _title(self, table: Table, title: str, more: list[str]) -> None:
+    @on(Table.Fitted)
+    def fitted(self) -> None:
+        """Say how many rows are hidden now."""
+        self.titles()
+
+    def _title(self, table: Table, title: str, about: str, more: list[str]) -> None:
         words = [*self.view.told(table.id or ""), *more]
         if table.hidden:
             words.append(f"+{table.hidden} below")
-        table.entitle(f" {title} ", f" {'  '.join(words)} " if words else "")
+        table.entitle(title, about, "  ".join(words))
 
     def _header(self, width: int) -> list[Line]:
         link = self.link.state

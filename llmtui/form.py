@@ -12,7 +12,7 @@ from llmd.admin.units import count as count
 from llmd.admin.units import size as size
 from llmd.admin.units import span as span
 
-_BLOCKS = " ▏▎▍▌▋▊▉█"
+_FULL, REST = "▆▁"  # lower than a cell, so that bars below each other stay apart
 _LEFT = (0x00, 0x40, 0x44, 0x46, 0x47)  # braille dots of a column, filled from below
 _RIGHT = (0x00, 0x80, 0xA0, 0xB0, 0xB8)
 _PLAIN = " .:-=+*#"
@@ -42,9 +42,7 @@ def bar(share: float, width: int, *, ascii_only: bool = False) -> str:
     if ascii_only:
         inner = max(0, width - 2)
         return "[" + ("#" * round(share * inner)).ljust(inner, ".") + "]"
-    eighths = round(share * width * 8)
-    full, part = divmod(eighths, 8)
-    return ("█" * full + (_BLOCKS[part] if part else "")).ljust(width)
+    return (_FULL * round(share * width)).ljust(width, REST)
 
 
 def spark(values: Sequence[float], width: int, *, ascii_only: bool = False) -> str:

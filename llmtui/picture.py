@@ -30,7 +30,8 @@ _FONT = "ui-monospace,'SF Mono',Menlo,Consolas,'DejaVu Sans Mono',monospace"
 _SETTLE_S = 0.3
 _PATIENCE_S = 10.0
 
-_EIGHTHS = "▏▎▍▌▋▊▉█"
+_EIGHTHS = "▏▎▍▌▋▊▉█"  # from the left
+_HEIGHTS = "▁▂▃▄▅▆▇"  # from below
 _LEFT, _RIGHT, _UP, _DOWN = 1, 2, 4, 8
 _BORDERS = {
     "─": _LEFT | _RIGHT, "━": _LEFT | _RIGHT, "│": _UP | _DOWN, "┃": _UP | _DOWN,
@@ -194,7 +195,7 @@ class _Sheet:
     def _run(self, run: Run, left: float, top: float) -> None:
         plain, start = "", left
         for char in run.text:
-            if char in _BORDERS or char in _EIGHTHS or "\u2800" <= char <= "\u28ff":
+            if char in _BORDERS or "▁" <= char <= "▏" or "\u2800" <= char <= "\u28ff":
                 self._write(plain, run, start, top)
                 self._shape(char, run.ink, left, top)
                 plain, start = "", left + _WIDE
@@ -225,14 +226,20 @@ class _Sheet:
             self._strokes.setdefault(ink, []).append(_border(char, left, top))
         elif char in _EIGHTHS:
             width = _WIDE * (_EIGHTHS.index(char) + 1) / 8
-            shape = f"M{_n(left)} {_n(top)}h{_n(width)}v{_n(_HIGH)}h{_n(-width)}z"
-            self._fills.setdefault(ink, []).append(shape)
+            self._fill(ink, left, top, width, _HIGH)
+        elif char in _HEIGHTS:
+            height = _HIGH * (_HEIGHTS.index(char) + 1) / 8
+            self._fill(ink, left, top + _HIGH - height, _WIDE, height)
         else:
             bits = ord(char) - 0x2800
             for bit, (column, row) in enumerate(_DOTS):
                 if bits >> bit & 1:
                     x, y = left + _WIDE * (0.25 + column / 2), top + _HIGH * (0.125 + row / 4)
                     self._dots.setdefault(ink, []).append(f"M{_n(x)} {_n(y)}h0")
+
+    def _fill(self, ink: str, left: float, top: float, width: float, height: float) -> None:
+        shape = f"M{_n(left)} {_n(top)}h{_n(width)}v{_n(height)}h{_n(-width)}z"
+        self._fills.setdefault(ink, []).append(shape)
 
     def drawn(self) -> list[str]:
         """Return the elements in the order in which they lie on each other."""

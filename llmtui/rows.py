@@ -22,7 +22,7 @@ _WORKER_STYLE = {
     "stopping": "warn", "backoff": "bad", "failed": "bad", "off": "dim",
 }  # fmt: skip
 _REQUEST_STYLE = {
-    "decode": "ok", "prefill": "accent", "queued": "warn", "received": "dim", "done": "dim",
+    "decode": "ok", "prefill": "accent", "queued": "", "received": "dim", "done": "dim",
     "cancelled": "dim", "abandoned": "dim", "refused": "warn", "failed": "bad", "timed_out": "bad",
 }  # fmt: skip
 
@@ -150,7 +150,7 @@ def worker_row(
         if name == "note":
             return _note(worker, now)
         if name == "queue":
-            return str(worker.waiting), "warn" if worker.waiting else "dim"
+            return str(worker.waiting), "" if worker.waiting else "dim"
         if name == "crashes":
             return str(worker.crashes), "bad" if worker.crashes else "dim"
         return _worker_number(worker, name, now, up=up)
@@ -169,8 +169,7 @@ def _worker_number(worker: p.Worker, name: str, now: float, *, up: bool) -> Part
     if not up:
         return "-", "dim"
     if name == "slots":
-        full = worker.slots_busy >= worker.slots
-        return f"{worker.slots_busy}/{worker.slots}", "warn" if full else ""
+        return f"{worker.slots_busy}/{worker.slots}", ""
     if name == "kv":
         return ("-", "dim") if worker.kv_used is None else (f"{worker.kv_used * 100:.0f}", "")
     if name == "rate":
@@ -181,11 +180,11 @@ def _worker_number(worker: p.Worker, name: str, now: float, *, up: bool) -> Part
 def _course(worker: p.Worker, state: State, width: int, now: float, look: Look) -> Part:
     progress = load_progress(worker, now)
     if progress is not None:
-        return bar(progress, width, ascii_only=look.ascii_only), "accent"
+        return bar(progress, width, ascii_only=look.ascii_only), "accent.bar"
     if worker.state not in ("ready", "draining"):
         return "", ""
     values = state.history.get(worker.model, ())
-    return spark(values, width, ascii_only=look.ascii_only), "ok" if any(values) else "dim"
+    return spark(values, width, ascii_only=look.ascii_only), "spark" if any(values) else "dim"
 
 
 def load_progress(worker: p.Worker, now: float) -> float | None:

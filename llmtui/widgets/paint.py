@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
-from textual.theme import Theme
+from textual.theme import BUILTIN_THEMES, Theme
+
+from llmtui.form import REST
 
 DARK = Theme(
     name="llmd-dark",
@@ -22,7 +24,7 @@ DARK = Theme(
     surface="#161b22",
     panel="#30363d",
     dark=True,
-    variables={"cursor": "#23303d", "quiet": "#6e7885", "edge": "#39424d"},
+    variables={"cursor": "#23303d", "quiet": "#7b8694", "edge": "#39424d", "spark": "#6fa592"},
 )
 LIGHT = Theme(
     name="llmd-light",
@@ -37,8 +39,32 @@ LIGHT = Theme(
     surface="#f4f2ec",
     panel="#d8d4ca",
     dark=False,
-    variables={"cursor": "#e3e9ee", "quiet": "#7a7f87", "edge": "#c9c4b8"},
+    variables={"cursor": "#e3e9ee", "quiet": "#6c727b", "edge": "#c9c4b8", "spark": "#4f8f7c"},
 )
+# the terminal's own colours; what is quiet is dim and not bright black, which some palettes hide
+ANSI = Theme(
+    name="llmd-ansi",
+    ansi=True,
+    primary="ansi_cyan",
+    secondary="ansi_cyan",
+    warning="ansi_yellow",
+    error="ansi_red",
+    success="ansi_green",
+    accent="ansi_cyan",
+    foreground="ansi_default",
+    background="ansi_default",
+    surface="ansi_default",
+    panel="ansi_default",
+    boost="ansi_default",
+    dark=True,
+    variables={
+        **BUILTIN_THEMES["ansi-dark"].variables,
+        "cursor": "ansi_default",
+        "quiet": "ansi_default",
+        "edge": "ansi_bright_black",
+    },
+)
+THEMES = {"dark": DARK, "light": LIGHT, "ansi": ANSI}
 
 _ANSI = {
     "": "default",
@@ -46,16 +72,16 @@ _ANSI = {
     "warn": "yellow",
     "bad": "bold red",
     "accent": "cyan",
-    "dim": "bright_black",
+    "dim": "dim",
     "new": "bold",
     "head": "bold",
+    "spark": "green",
 }
-STYLES = tuple(_ANSI)
 
 
-def palette(theme: Theme | None) -> Mapping[str, Style]:
-    """Return a style for each name; None = the terminal's own colours."""
-    if theme is None:
+def palette(theme: Theme) -> Mapping[str, Style]:
+    """Return a style for each name."""
+    if theme.ansi:
         made = {name: Style.parse(text) for name, text in _ANSI.items()}
         made["cursor"] = Style(reverse=True)
     else:
@@ -69,11 +95,9 @@ def palette(theme: Theme | None) -> Mapping[str, Style]:
             "dim": Style(color=quiet),
             "new": Style(color=theme.foreground, bold=True),
             "head": Style(color=theme.primary, bold=True),
+            "spark": Style(color=theme.variables["spark"]),
             "cursor": Style(bgcolor=theme.variables["cursor"]),
         }
-    ground = Style(bgcolor=theme.panel) if theme else Style(bgcolor="bright_black")
-    for name in ("ok", "warn", "accent"):
-        made[f"{name}.bar"] = made[name] + ground
     return made
 
 
@@ -86,10 +110,10 @@ def strip(
     cursor: bool = False,
     faded: bool = False,
 ) -> Strip:
-    """Return a line as a strip of `width` cells."""
+    """Return a line as a strip of `width` cells; of a `.bar` the rest is dim."""
     over = colours["cursor"] if cursor else Style.null()
     joined: list[tuple[str, str]] = []
-    for text, name in line:
+    for text, name in _parted(line):
         if joined and joined[-1][1] == name:
             joined[-1] = (joined[-1][0] + text, name)
         else:
@@ -101,3 +125,13 @@ def strip(
             look = Style(bold=look.bold)
         segments.append(Segment(text, ground + look + over))
     return Strip(segments).adjust_cell_length(width, ground + over)
+
+
+def _parted(line: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    for text, name in line:
+        if name.endswith(".bar"):
+            full = text.rstrip(REST)
+            yield full, name.removesuffix(".bar")
+            yield text[len(full) :], "dim"
+        else:
+            yield text, name

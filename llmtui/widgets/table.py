@@ -21,7 +21,8 @@ class Table(Sparing, ScrollView, can_focus=True):
     """Rows with a cursor that stays on its row while others come and go.
 
     Args:
-        draw: Makes the row of a key, as wide as asked for.
+        draw: Makes the row of a key, as wide as asked for; its first part is one cell, which the
+            cursor and a mark take when they are there.
         title: Makes the line of column titles, as wide as asked for.
     """
 
@@ -32,6 +33,9 @@ class Table(Sparing, ScrollView, can_focus=True):
             super().__init__()
             self.table = table
             self.key = key
+
+    class Fitted(Message):
+        """The table has got another size, so another number of rows is hidden."""
 
     def __init__(
         self,
@@ -49,7 +53,7 @@ class Table(Sparing, ScrollView, can_focus=True):
         self.colours: Mapping[str, Style] = {}
         self.faded = False
         self.empty = ""
-        self._entitled = ("", "")
+        self._entitled = ("", "", "")
         self.cursor_mark = "▌"
 
     @property
@@ -91,12 +95,14 @@ class Table(Sparing, ScrollView, can_focus=True):
             self.cursor_key = self.keys[row]
             self._reveal(row)
 
-    def entitle(self, title: str, subtitle: str) -> None:
-        """Say on the border what the table holds."""
-        if (title, subtitle) != self._entitled:  # to set it draws everything anew
-            self._entitled = (title, subtitle)
-            self.border_title = Content(title)
-            self.border_subtitle = Content(subtitle)
+    def entitle(self, title: str, about: str, below: str) -> None:
+        """Say on the border what the table is and holds."""
+        said = (title, about, below)
+        if said != self._entitled:  # to set it draws everything anew
+            self._entitled = said
+            more = Content.styled(f"  {about}", "not bold $quiet") if about else Content("")
+            self.border_title = Content(title) + more
+            self.border_subtitle = Content(below)
 
     def _sized(self) -> None:
         size = Size(self.size.width, len(self.keys) + 1)
@@ -112,6 +118,7 @@ class Table(Sparing, ScrollView, can_focus=True):
         """Fit the scroll bar, and keep the cursor in sight."""
         self._sized()
         self._reveal(self.cursor)
+        self.post_message(self.Fitted())
 
     def on_click(self, event: events.Click) -> None:
         """Put the cursor where the mouse points; a second click opens the row."""
@@ -139,8 +146,11 @@ class Table(Sparing, ScrollView, can_focus=True):
             return strip([(text, "dim")], width, self.colours, ground)
         key = self.keys[row]
         cursor = key == self.cursor_key and self.has_focus
-        head = self.cursor_mark if cursor else "*" if key in self.marked else " "
-        if cursor and key in self.marked:
-            head = "*"
-        line: Line = [(head, "accent"), *self._draw(key, room + 1)]
+        drawn = self._draw(key, room + 1)
+        head, drawn = drawn[:1], drawn[1:]
+        if key in self.marked:
+            head = [("*", "accent")]
+        elif cursor:
+            head = [(self.cursor_mark, "accent")]
+        line: Line = [*head, (" ", ""), *drawn]
         return strip(line, width, self.colours, ground, cursor=cursor, faded=self.faded)

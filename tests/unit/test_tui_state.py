@@ -109,7 +109,7 @@ def test_numbers_stay_short():
 
 
 def test_bars_and_sparks_have_their_width():
-    assert bar(0.5, 4) == "██  "
+    assert bar(0.5, 4) == "▆▆▁▁"
     assert bar(2.0, 6, ascii_only=True) == "[####]"
     assert spark((), 4) == "⣀⣀⣀⣀"
     assert len(spark(range(60), 9)) == 9
