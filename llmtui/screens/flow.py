@@ -122,8 +122,12 @@ def as_text(lines: Sequence[Line], colours: Mapping[str, Style], *, ascii_only: 
     for number, line in enumerate(lines):
         if number:
             made.append("\n")
-        for text, style in line:
+        before = ""
+        for text, named in line:
+            # one colour fewer to send over ssh; the ground of a bar must not run on
+            style = before if text.isspace() and not before.endswith(".bar") else named
             made.append(plain(text) if ascii_only else clean(text), colours.get(style, Style()))
+            before = style
     return made
 
 

@@ -50,7 +50,10 @@ class LogView(ScrollView, can_focus=True):
         self._colours = {
             **colours,
             "hit": colours["warn"] + Style(underline=True, bold=True),
-            "here": colours["warn"] + Style(reverse=True, bold=True),
+            # where the line of a match is reversed itself, reversing once more would hide the match
+            "here": Style(color="black", bgcolor="yellow", bold=True, underline=True)
+            if colours["cursor"].reverse
+            else colours["warn"] + Style(reverse=True, bold=True),
         }
 
     # --- size and place ---------------------------------------------------------------------
