@@ -90,6 +90,7 @@ class Want:
         since: When that was decided.
         for_request: Whose need it was, if a request's.
         displaced: Who goes for it.
+        context_tokens: That it will be loaded with at least: room was decided on for no more.
         final: Whom to displace has been thought over once, and is not again.
     """
 
@@ -97,6 +98,7 @@ class Want:
     since: float
     for_request: str = ""
     displaced: tuple[str, ...] = ()
+    context_tokens: int = 0
     final: bool = False
 
 

@@ -72,6 +72,9 @@ def _place(
     fixed = [m for m in staying if m.info.pinned]
     if any(_missing(state, fixed, model)):
         _reject_for_memory(state, model, fixed, actions)
+        left = demand_for(state, model, now, reload=bool(itself))
+        if left is not None:  # those who need less context than those turned away
+            _place(state, left, now, actions, rule, itself)
         return
     verdicts = [(m, *may_go(state, m, demand, now)) for m in movable]
     rules = {m.name: rule for m, may, rule in verdicts if may}
@@ -94,17 +97,24 @@ def _missing(
 ) -> tuple[int, int]:
     """Return the places and bytes that must be freed among `held` before `newcomer` fits.
 
-    It is loaded with `context_tokens`; by default with what those need who wait for it.
+    It is loaded with `context_tokens`; by default with what was decided, else with what those
+    need who wait for it.
     """
-    tokens = newcomer.next_context() if context_tokens < 0 else context_tokens
+    tokens = next_context(state, newcomer) if context_tokens < 0 else context_tokens
     others = (held_bytes(state, m) for m in held if m is not newcomer)
     return shortfall(state.room, others, newcomer.bytes_with(tokens))
+
+
+def next_context(state: SchedulerState, model: Model) -> int:
+    """Return the context that the next load of `model` is to give at least."""
+    want = state.wants.get(model.name)
+    return model.next_context() if want is None else want.context_tokens
 
 
 def held_bytes(state: SchedulerState, model: Model) -> int:
     """Return what `model` holds, or will when it has been started as was decided."""
     if model.name in state.wants:
-        return model.bytes_with(model.next_context())
+        return model.bytes_with(next_context(state, model))
     return model.memory_bytes
 
 
@@ -125,7 +135,14 @@ def _want(
     model = demand.model
     model.hold = None
     displaced = tuple(victim.name for victim in victims)
-    state.wants[model.name] = Want(rule, now, demand.head.item.id, displaced, model.rethought)
+    state.wants[model.name] = Want(
+        rule,
+        now,
+        demand.head.item.id,
+        displaced,
+        context_tokens=model.next_context(),
+        final=model.rethought,
+    )
     model.rethought = False
     state.touch(model)
     drain_s = state.settings.max_drain_sec
@@ -220,9 +237,13 @@ def _reject_for_memory(
 def review(state: SchedulerState, now: float, actions: list[Action]) -> None:
     """Take back what is decided, not begun, and needed no longer or in a better way."""
     for name, want in list(state.wants.items()):
+        model = state.models[name]
+        if any(_missing(state, list(state.staying()), model)):
+            # what stays was measured to hold more than it was taken for when this was decided
+            drop_want(state, name, actions)
+            continue
         if want.rule is Rule.OPERATOR:
             continue
-        model = state.models[name]
         reload = name in want.displaced
         needed = model.line.oversized if reload else model.line.count
         if not needed or _outranked(state, model, want, now):
@@ -350,7 +371,7 @@ def _start_wanted(state: SchedulerState, name: str, now: float, actions: list[Ac
     if not model.absent or any(_missing(state, list(state.present.values()), model)):
         return
     want = state.wants.pop(name)
-    context = model.next_context()
+    context = want.context_tokens
     model.memory_bytes = model.bytes_with(context)
     model.memory_context = max(context, model.info.context_tokens)
     model.starting = True

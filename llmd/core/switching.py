@@ -13,7 +13,7 @@ from llmd.core.lifecycle import WorkerState
 from llmd.core.placement import choose_evictions, shortfall
 from llmd.core.policy_state import Leaving, Model, SchedulerState, Want
 from llmd.core.queue import Line
-from llmd.core.residency import drop_want, held_bytes, resume, send_away
+from llmd.core.residency import drop_want, held_bytes, next_context, resume, send_away
 from llmd.core.settings import ModelInfo
 
 
@@ -54,6 +54,7 @@ class _Draft:
 
     model: Model
     loaded: bool
+    context_tokens: int  # that it is loaded with at least
     victims: list[Model] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)  # wants given up for it
     resumed: list[Model] = field(default_factory=list)  # drained for those, and may stay
@@ -63,14 +64,27 @@ class _Draft:
     reason: str = ""
 
 
-def _missing(state: SchedulerState, held: list[Model], newcomer: Model) -> tuple[int, int]:
+def _missing(
+    state: SchedulerState, held: list[Model], newcomer: Model, context_tokens: int
+) -> tuple[int, int]:
     others = (held_bytes(state, m) for m in held)
-    if newcomer.absent:
-        return shortfall(state.room, others, newcomer.bytes_with(newcomer.next_context()))
-    return shortfall(state.room, others, newcomer.memory_bytes)
+    size = newcomer.bytes_with(context_tokens) if newcomer.absent else newcomer.memory_bytes
+    return shortfall(state.room, others, size)
 
 
 def _draft(state: SchedulerState, event: SwitchRequested, now: float) -> _Draft:
+    """Think the switch through, with the context that is waited for if that fits."""
+    known = state.models.get(event.model)
+    context = 0 if known is None else next_context(state, known)
+    draft = _draft_with(state, event, context, now)
+    if context and not draft.fits and not draft.not_there:
+        draft = _draft_with(state, event, 0, now)
+    return draft
+
+
+def _draft_with(
+    state: SchedulerState, event: SwitchRequested, context_tokens: int, now: float
+) -> _Draft:
     model = state.models.get(event.model)
     if model is None:
         info = ModelInfo(event.model)
@@ -81,7 +95,7 @@ def _draft(state: SchedulerState, event: SwitchRequested, now: float) -> _Draft:
         and model.state is not WorkerState.STOPPING
         and not (model.leaving and model.leaving.stop_sent)
     )
-    draft = _Draft(model, loaded)
+    draft = _Draft(model, loaded, context_tokens)
     draft.not_there = tuple(n for n in event.evict if n != model.name and _is_off(state, n))
     if draft.not_there:
         draft.fits = False
@@ -92,7 +106,7 @@ def _draft(state: SchedulerState, event: SwitchRequested, now: float) -> _Draft:
     held = [m for m in staying if m not in draft.victims and m.name not in draft.dropped]
     if not (loaded and model.leaving is None):
         held = _drop_in_the_way(state, draft, held, operators=not event.add)
-        if any(_missing(state, held, model)):
+        if any(_missing(state, held, model, context_tokens)):
             _choose(state, draft, event, held, now)
     if draft.fits:
         _settle_drained(state, draft, held)
@@ -112,7 +126,7 @@ def _drop_in_the_way(
     names = [name for name in names if name not in draft.dropped]
     names.sort(key=lambda name: state.wants[name].rule is Rule.OPERATOR)
     for name in names:
-        if not any(_missing(state, held, draft.model)):
+        if not any(_missing(state, held, draft.model, draft.context_tokens)):
             break
         if state.wants[name].rule is Rule.OPERATOR and not operators:
             break
@@ -132,13 +146,13 @@ def _choose(
     elif event.evict:
         draft.reason = f"unloading {', '.join(event.evict)} does not make room beside {names}"
     else:
-        places, size = _missing(state, held, draft.model)
+        places, size = _missing(state, held, draft.model, draft.context_tokens)
         going = [resident(m, now, busy=bool(m.leases or m.line.count)) for m in held]
         chosen = choose_evictions(going, places, size)
         if chosen is not None:
             draft.fits = True
             draft.victims = [state.models[name] for name in chosen]
-    if not draft.fits and any(_missing(state, [], draft.model)):
+    if not draft.fits and any(_missing(state, [], draft.model, draft.context_tokens)):
         draft.reason = (
             f"it needs about {draft.model.memory_bytes >> 20} MiB and models may hold "
             f"{state.settings.memory_bytes >> 20} MiB in all"
@@ -155,7 +169,7 @@ def _settle_drained(state: SchedulerState, draft: _Draft, held: list[Model]) -> 
         if leaving.for_model not in draft.dropped:
             continue
         asked = leaving.rule is Rule.OPERATOR
-        if asked or not victim.leases or any(_missing(state, held, victim)):
+        if asked or not victim.leases or any(_missing(state, held, victim, 0)):
             draft.inherited.append(victim)
         else:
             draft.resumed.append(victim)
@@ -208,7 +222,12 @@ def switch(
     if draft.loaded or model.name in state.wants:
         state.wants.pop(model.name, None)  # a reload that was planned, or a weaker wish
     if not draft.loaded:
-        state.wants[model.name] = Want(Rule.OPERATOR, now, displaced=tuple(m.name for m in going))
+        state.wants[model.name] = Want(
+            Rule.OPERATOR,
+            now,
+            displaced=tuple(m.name for m in going),
+            context_tokens=draft.context_tokens,
+        )
     for name in draft.dropped:
         del state.wants[name]
         state.touch(state.models[name])

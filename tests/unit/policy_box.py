@@ -33,6 +33,7 @@ from llmd.core.events import (
 from llmd.core.lifecycle import WORKER_MOVES, Priority, WorkerState, move
 from llmd.core.policy import ModelInfo, PolicySettings, SchedulerState
 from llmd.core.policy_state import Model
+from llmd.core.queue import effective_rank
 
 ON = (
     WorkerState.STARTING,
@@ -127,6 +128,7 @@ class Box:
         self.ended: dict[str, Ended] = {}
         self.log: list[tuple[float, object]] = []
         self.ticks_now = 0
+        self.held: dict[str, int] = {}
 
     # --- time ---
 
@@ -211,6 +213,7 @@ class Box:
             case Grant():
                 worker = self.workers[action.model]
                 assert action.id in self.waiting
+                self.check_class(self.items[action.id])
                 serves = [WorkerState.READY]
                 if self.lag_s:
                     serves.append(WorkerState.DRAINING)  # its resumption is in the mailbox
@@ -288,10 +291,15 @@ class Box:
         present = [n for n, w in self.workers.items() if w.state in ON]
         assert limit == 0 or len(present) <= limit, f"{present} in memory"
         if self.settings.memory_bytes:
-            infos = {m.name: m for m in self.models}
-            held = sum(infos[n].memory_bytes for n in present)
-            assert held <= self.settings.memory_bytes
+            self.held[name] = self.needs(name, action.context_tokens)
+            assert sum(self.held[n] for n in present) <= self.settings.memory_bytes
         self.load(name, action.context_tokens)
+
+    def needs(self, name: str, context: int) -> int:
+        """What the model holds with this context at least, by its own reckoning."""
+        info = next(m for m in self.models if m.name == name)
+        more = max(0, context - info.context_tokens) * info.bytes_per_token
+        return info.memory_bytes + int(more)
 
     def load(self, name: str, context: int) -> None:
         worker = self.workers[name]
@@ -364,6 +372,7 @@ class Box:
     def preload(self, name: str) -> None:
         """The worker is ready, whoever started it."""
         self.workers[name].state = WorkerState.READY
+        self.held[name] = self.needs(name, 0)
         worker = self.workers[name]
         self.post(
             WorkerChanged(
@@ -394,6 +403,19 @@ class Box:
         assert not state.touched
         for model in state.models.values():
             self.check_model(model)
+
+    def check_class(self, granted: Queued) -> None:
+        """Nobody of a higher class who could run there too is passed over."""
+        aging_sec = self.settings.aging_sec
+        if granted.context_tokens or not self.check:
+            return
+        rank = effective_rank(granted.priority.rank, granted.arrived, self.now, aging_sec)
+        for request_id in self.waiting - {granted.id}:
+            item = self.items[request_id]
+            if item.model != granted.model or item.concurrency or item.context_tokens:
+                continue
+            its = effective_rank(item.priority.rank, item.arrived, self.now, aging_sec)
+            assert its >= rank, f"{granted.id} was granted before {request_id}"
 
     def check_model(self, model: Model) -> None:
         """No slot stays free that somebody could have, and nobody waits whom nothing holds."""

@@ -13,6 +13,7 @@ from policy_box import Box, FakeWorker
 from llmd.core import policy
 from llmd.core.events import (
     Admission,
+    LoadAdvanced,
     Rule,
     StopWorker,
     SwitchRequested,
@@ -69,6 +70,7 @@ steps = st.one_of(
         ),
     ),
     st.tuples(st.just("unload"), st.builds(UnloadRequested, model=models, force=st.booleans())),
+    st.tuples(st.just("report"), st.tuples(models, st.floats(0, 1))),
     st.tuples(st.just("admit"), st.tuples(st.booleans(), st.booleans())),
 )
 WORLDS = {
@@ -172,6 +174,9 @@ class Course:
     def unload(self, event: UnloadRequested) -> None:
         self.box.post(event)
 
+    def report(self, how: tuple[str, float]) -> None:
+        self.box.post(LoadAdvanced(*how))
+
     def admit(self, how: tuple[bool, bool]) -> None:
         self.box.post(Admission(*how))
 
@@ -181,6 +186,10 @@ def box_for(world: dict, fixed: str, *, resumes: bool, lag_s: float) -> Box:
         ModelInfo(
             name,
             memory_bytes=1 + 2 * number,
+            size_bytes=number << 30,
+            slots=number,
+            context_tokens=4096,
+            bytes_per_token=0.001 * number,
             context_max=9000,
             pinned=name == fixed,
             idle_timeout_s=7.0 * number,
