@@ -10,6 +10,7 @@ from rich.text import Text
 
 from llmd.admin.framing import clean
 from llmtui.rows import Line, Part
+from llmtui.widgets.paint import parted
 
 LABEL = 8
 
@@ -123,9 +124,8 @@ def as_text(lines: Sequence[Line], colours: Mapping[str, Style], *, ascii_only: 
         if number:
             made.append("\n")
         before = ""
-        for text, named in line:
-            # one colour fewer to send over ssh; the ground of a bar must not run on
-            style = before if text.isspace() and not before.endswith(".bar") else named
+        for text, named in parted(line):
+            style = before if text.isspace() else named  # one colour fewer to send over ssh
             made.append(plain(text) if ascii_only else clean(text), colours.get(style, Style()))
             before = style
     return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.segment import Segment
 from rich.style import Style
@@ -113,7 +113,7 @@ def strip(
     """Return a line as a strip of `width` cells; of a `.bar` the rest is dim."""
     over = colours["cursor"] if cursor else Style.null()
     joined: list[tuple[str, str]] = []
-    for text, name in _parted(line):
+    for text, name in parted(line):
         if joined and joined[-1][1] == name:
             joined[-1] = (joined[-1][0] + text, name)
         else:
@@ -127,7 +127,8 @@ def strip(
     return Strip(segments).adjust_cell_length(width, ground + over)
 
 
-def _parted(line: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+def parted(line: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield the parts of a line, with what is left empty of each `.bar` as a dim one."""
     for text, name in line:
         if name.endswith(".bar"):
             full = text.rstrip(REST)
