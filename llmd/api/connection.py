@@ -51,6 +51,7 @@ class Connection:
         self._busy = False
         self._closing = False
         self._deadline = math.inf
+        self._body_deadline = math.inf
         self._read_scope: trio.CancelScope | None = None
         stream.on_eof = self._ended
 
@@ -58,6 +59,16 @@ class Connection:
     def idle(self) -> bool:
         """True while no request is being read or served."""
         return not self._busy and not self._early
+
+    def last_call(self) -> None:
+        """Make the next answer the last, and give no body more time than a head has.
+
+        The server is ending: what has not sent its whole request would be turned away anyway.
+        """
+        self.last_answer = True
+        self._body_deadline = trio.current_time() + self._server.header_timeout_s
+        if self._read_scope is not None and self._busy and not self._body_complete():
+            self._read_scope.deadline = self._body_deadline
 
     def watch(self, on_disconnect: Callable[[], None]) -> None:
         """Have the request that is being served told when its client goes.
@@ -144,7 +155,9 @@ class Connection:
                 self._deadline = trio.current_time() + (
                     self._server.header_timeout_s if in_head else KEEP_ALIVE_S
                 )
-            deadline = math.inf if self._busy else self._deadline
+            deadline = self._deadline
+            if self._busy:
+                deadline = math.inf if self._body_complete() else self._body_deadline
             with trio.CancelScope(deadline=deadline) as self._read_scope:
                 data = bytes(await self._stream.receive_some())
             if self._read_scope.cancelled_caught:

@@ -119,7 +119,7 @@ class HttpServer:
         self.draining = True
         await self.context.terminated.set()
         for connection in list(self._connections):
-            connection.last_answer = True
+            connection.last_call()
             connection.close_idle()
         before = set(self._connections)
         try:
@@ -167,7 +167,8 @@ class HttpServer:
         if self._tls is not None:
             tls = trio.SSLStream(stream, self._tls, server_side=True, https_compatible=True)
         connection = Connection(self, stream, tls)
-        connection.last_answer = self.draining
+        if self.draining:
+            connection.last_call()
         self._connections[connection] = None
         try:
             await connection.run()
