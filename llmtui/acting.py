@@ -8,9 +8,9 @@ from collections.abc import Callable
 from textual import on
 from textual.screen import Screen
 
-from llmd.admin import protocol as p
 from llmtui.finding import Finding
 from llmtui.form import clock
+from llmtui.happenings import Happening
 from llmtui.rows import Line
 from llmtui.screens.cancel import Cancel
 from llmtui.screens.flow import told
@@ -35,7 +35,7 @@ class Acting(Finding):
         """Copy the id under the cursor, or the `llmctl` line about it."""
         table = self.table
         key = table.cursor_key
-        notice = self.notice_at(key or "") if table.id == "events" else None
+        notice = self.happening(key or "") if table.id == "events" else None
         if notice is not None:
             text = notice.text
         elif not key:
@@ -65,7 +65,7 @@ class Acting(Finding):
         if key is None:
             return
         if table.id == "events":
-            notice = self.notice_at(key)
+            notice = self.happening(key)
             if notice is not None:
                 self.push_screen(Help(self.desk, lambda width: _told(notice, width), "Event"))
         elif table.id == "workers":
@@ -132,6 +132,6 @@ class Acting(Finding):
             self.push_screen(make(model))
 
 
-def _told(notice: p.Notice, width: int) -> list[Line]:
+def _told(notice: Happening, width: int) -> list[Line]:
     lines = [[(f"{clock(notice.at)}  {notice.level}", "dim")], []]
     return [*lines, *told(notice.text, width)]

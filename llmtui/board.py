@@ -12,18 +12,19 @@ from textual.app import ComposeResult
 from textual.screen import Screen
 from textual.timer import Timer
 
-from llmd.admin import protocol as p
 from llmd.admin.framing import clean
 from llmtui.app import on_signals
 from llmtui.bindings import footer_keys, of_board
+from llmtui.form import clock
+from llmtui.happenings import Happening, happenings
 from llmtui.header import Bar, header
 from llmtui.link import Link, Source
 from llmtui.own import Meter, Own
 from llmtui.rows import (
     Line,
     Look,
+    event_row,
     heading,
-    notice_row,
     request_columns,
     request_flag,
     request_row,
@@ -54,6 +55,7 @@ class Board(LeanApp):
         colours: `dark`, `light` or `ansi`.
         clock: Unix seconds.
         keymap: Other keys, by binding id.
+        meter: Of what the screen costs.
     """
 
     CSS_PATH = "llmtui.tcss"
@@ -68,6 +70,7 @@ class Board(LeanApp):
         colours: str = "dark",
         clock: Callable[[], float] = time.time,
         keymap: Mapping[str, str] | None = None,
+        meter: Meter | None = None,
     ) -> None:
         # to know it from the start is what makes NO_COLOR mean no colours, and not grey ones
         super().__init__(ansi_color=True if colours == "ansi" else None)
@@ -87,9 +90,10 @@ class Board(LeanApp):
         self._timer: Timer | None = None
         self._dirty = True
         self._drawn_second = 0
+        self._happened: dict[str, Happening] = {}
         self._jumped: dict[str, float] = {}
         self._said = ("", "", 0.0)
-        self._meter = Meter()
+        self._meter = meter or Meter()
         self._own = Own()
         for theme in THEMES.values():
             self.register_theme(theme)
@@ -186,10 +190,12 @@ class Board(LeanApp):
     def draw(self) -> None:
         """Draw everything as it is shown now; widgets that look the same stay untouched."""
         self._fit()
+        if self.board("events").display:
+            self._happened = {one.key: one for one in self.view.happenings(self.shown)}
         for table, keys in (
             (self.board("workers"), self.view.worker_keys(self.shown)),
             (self.board("requests"), self.view.request_keys(self.shown, self.now)),
-            (self.board("events"), self.view.notice_keys(self.shown)),
+            (self.board("events"), list(self._happened)),
         ):
             table.faded = self.shown.link != "live"
             still = time.monotonic() - self.keyed_at <= SETTLE_S and table.id != "events"
@@ -274,13 +280,13 @@ class Board(LeanApp):
         row = request_row(request, self.shown, columns, self.now, self.look)
         return [(request_flag(request, self.now), "bad"), *row]
 
-    def notice_at(self, key: str) -> p.Notice | None:
-        """Return the line of the daemon's log that a row of the events is about."""
-        return next((n for n in self.shown.log if str(n.seq) == key), None)
+    def happening(self, key: str) -> Happening | None:
+        """Return what a row of the events is about."""
+        return self._happened.get(key)
 
     def _event(self, key: str, width: int) -> Line:
-        notice = self.notice_at(key)
-        return [] if notice is None else [(" ", ""), *notice_row(notice, width - 1, self.look)]
+        one = self.happening(key)
+        return [] if one is None else [(" ", ""), *event_row(one, width - 1, self.look)]
 
     def _notice(self, width: int) -> list[Line]:
         text, style, until = self._said
@@ -288,11 +294,11 @@ class Board(LeanApp):
             return [[(f" {clean(text)}", style)]]
         if self.shown.link == "stale":
             return [[(f" {clean(self.shown.trouble)}", "bad")]]
-        if not self.shown.log or self.board("events").display:
+        last = happenings(self.shown.log[-1:], self.shown.wrong[-1:])[-1:]
+        if not last or self.board("events").display:
             return [[]]
-        last = self.shown.log[-1]
-        at = time.strftime(" %H:%M:%S ", time.localtime(last.at))
-        return [[(at, "dim"), (clean(last.text)[:width], "dim")]]
+        style = "dim" if last[0].level == "info" else "warn"
+        return [[(f" {clock(last[0].at)} ", "dim"), (clean(last[0].text)[:width], style)]]
 
     def board_keys(self, width: int) -> list[Line]:
         """Return the line at the bottom: the keys, or for a while what was said."""
@@ -378,4 +384,5 @@ class Board(LeanApp):
             can_write=lambda: self.can_write,
             say=self.say,
             now=self.clock,
+            keymap=self.keymap,
         )

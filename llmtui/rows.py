@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from llmd.admin import protocol as p
 from llmtui.form import bar, count, fit, size, span, spark
+from llmtui.happenings import Happening
 from llmtui.state import RUNNING, State, client_of, is_faulty_request
 
 Part = tuple[str, str]
@@ -239,8 +240,8 @@ def request_row(
 _LEVEL_STYLE = {"warning": "warn", "error": "bad", "critical": "bad"}
 
 
-def notice_row(notice: p.Notice, width: int, look: Look) -> Line:
-    """Return a line of the daemon's log as a row."""
+def event_row(notice: Happening, width: int, look: Look) -> Line:
+    """Return what happened as a row."""
     at = time.strftime("%H:%M:%S ", time.localtime(notice.at))
     level = fit(notice.level, 8, ascii_only=look.ascii_only)
     text = fit(notice.text, max(1, width - len(at) - len(level) - 1), ascii_only=look.ascii_only)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from llmd.admin import protocol as p
+from llmtui.happenings import Mishap, mishaps
 
 NEW_S = 1.5
 GONE_S = 2.0
@@ -35,6 +36,8 @@ class State:
         heard_at: When the last message came.
         fresh: Requests that have just come, and when.
         gone: Requests that have just ended, and when; they leave after `GONE_S`.
+        log: The last lines of the daemon's log.
+        wrong: Requests that ended badly since this screen listens.
         history: Tokens a second of the last minute, by model and "" for all, oldest first.
         prefill: Prompt tokens a second, likewise, as far as this screen has seen them.
         ticked_at: The second up to which both reach.
@@ -52,6 +55,7 @@ class State:
     workers: Mapping[str, p.Worker] = field(default_factory=dict)
     requests: Mapping[str, p.Request] = field(default_factory=dict)
     log: tuple[p.Notice, ...] = ()
+    wrong: tuple[Mishap, ...] = ()
     history: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     prefill: tuple[float, ...] = ()
     ticked_at: float = 0.0
@@ -122,12 +126,17 @@ def _event(state: State, message: p.Event, now: float) -> State:
     fresh, gone = state.fresh, state.gone
     if message.workers:
         workers = {**workers, **{worker.model: worker for worker in message.workers}}
+    wrong = state.wrong
     if message.requests:
         come = [r.id for r in message.requests if r.id not in requests and not r.ended]
-        left = [r.id for r in message.requests if r.ended]
+        # what came and ended between two messages was never seen: a flood of refusals would
+        # only push aside those that run
+        shown = [r for r in message.requests if not r.ended or r.id in requests]
+        left = [r.id for r in shown if r.ended]
         fresh = {**fresh, **dict.fromkeys(come, now)}
         gone = {**gone, **dict.fromkeys(left, now)}
-        requests = {**requests, **{r.id: r for r in message.requests}}
+        requests = {**requests, **{r.id: r for r in shown}}
+        wrong = mishaps(wrong, (r for r in message.requests if r.ended))
     return replace(
         state,
         link="live",
@@ -137,6 +146,7 @@ def _event(state: State, message: p.Event, now: float) -> State:
         workers=workers,
         requests=requests,
         log=(*state.log, *message.log)[-KEPT_NOTICES:] if message.log else state.log,
+        wrong=wrong,
         fresh=fresh,
         gone=gone,
     )

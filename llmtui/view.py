@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llmd.admin.framing import clean
+from llmtui.happenings import Happening, happenings
 from llmtui.state import (
     REQUEST_SORTS,
     WORKER_SORTS,
@@ -69,14 +70,14 @@ class View:
         inverted = "requests" in self.inverted
         return request_order(shown, self.sorts["requests"], inverted=inverted)
 
-    def notice_keys(self, state: State) -> list[str]:
-        """Return the numbers of the daemon's log lines that are shown, the newest first."""
+    def happenings(self, state: State) -> list[Happening]:
+        """Return what happened and is shown, the newest first."""
         words = self.words["events"]
         shown = [
-            str(notice.seq)
-            for notice in state.log
-            if matches(words, f"{notice.level} {notice.text}")
-            and (not self.faults or notice.level != "info")
+            one
+            for one in happenings(state.log, state.wrong)
+            if matches(words, f"{one.level} {one.text}")
+            and (not self.faults or one.level != "info")
         ]
         return shown if "events" in self.inverted else shown[::-1]
 

@@ -52,6 +52,7 @@ class Table(Sparing, ScrollView, can_focus=True):
         self.marked: set[str] = set()
         self.colours: Mapping[str, Style] = {}
         self.faded = False
+        self.loose = False  # the cursor stays on top, until somebody moves it
         self.empty = ""
         self._entitled = ("", "", "")
         self.cursor_mark = "▌"
@@ -74,8 +75,10 @@ class Table(Sparing, ScrollView, can_focus=True):
 
         Returns whether it had to.
         """
-        row, had = self.cursor, self.cursor_key
+        row, had = (0, None) if self.loose else (self.cursor, self.cursor_key)
         self.keys = list(keys)
+        if self.loose:
+            self.cursor_key = None
         if self.cursor_key not in self.keys:
             self.cursor_key = self.keys[min(row, len(keys) - 1)] if keys else None
         self._sized()
@@ -84,12 +87,14 @@ class Table(Sparing, ScrollView, can_focus=True):
 
     def go(self, key: str | None) -> None:
         """Put the cursor on a row, if it is there."""
+        self.loose = False
         if key in self.keys and key != self.cursor_key:
             self.cursor_key = key
             self._reveal(self.cursor)
 
     def move(self, by: int) -> None:
         """Move the cursor by rows, as far as there are any."""
+        self.loose = False
         if self.keys:
             row = min(len(self.keys) - 1, max(0, self.cursor + by))
             self.cursor_key = self.keys[row]
@@ -127,6 +132,7 @@ class Table(Sparing, ScrollView, can_focus=True):
             return
         row = place.y - 1 + self.scroll_offset.y
         if row < len(self.keys):
+            self.loose = False
             again = self.cursor_key == self.keys[row]
             self.cursor_key = self.keys[row]
             self.refresh()

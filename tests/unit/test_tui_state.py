@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from llmd.admin import protocol as p
 from llmtui.form import bar, count, fit, size, span, spark
+from llmtui.happenings import happenings, mishaps
 from llmtui.header import Bar, header
 from llmtui.rows import Look, heading, request_columns, request_row, worker_columns, worker_row
-from llmtui.state import GONE_S, State, heard, hold, lost, matches, request_order, ticked
+from llmtui.state import (
+    GONE_S,
+    State,
+    heard,
+    held,
+    hold,
+    lost,
+    matches,
+    newest_running,
+    request_order,
+    ticked,
+)
+from llmtui.view import RATES, SORTS, first_rate, next_rate
 
 NOW = 1000.0
 DAEMON = p.Daemon(
@@ -61,6 +74,26 @@ def test_new_rows_are_lit_and_ended_ones_linger_then_leave():
     assert not later.fresh
 
 
+def test_what_ended_before_it_was_seen_takes_no_row():
+    state = heard(live(request("a")), event(request("b", "refused", ended_at=NOW)), NOW)
+    assert list(state.requests) == ["a"]
+    assert [one.request for one in state.wrong] == ["b"]
+
+
+def test_a_flood_of_refusals_is_one_line_that_counts():
+    def refused(number, at, **more):
+        return request(f"r{number}", "refused", ended_at=at, key="ci", code="queue_full", **more)
+
+    flood = [refused(number, NOW + number / 100) for number in range(200)]
+    wrong = mishaps((), [*flood, request("ok", "done", ended_at=NOW)])
+    assert [(one.count, one.request, one.at) for one in wrong] == [(200, "r199", NOW)]
+    wrong = mishaps(wrong, [refused(1, NOW + 99), request("f", "failed", ended_at=NOW + 50)])
+    assert [one.count for one in wrong] == [200, 1, 1]
+    told = happenings([p.Notice(seq=7, at=NOW + 60, level="info", text="hi")], wrong)
+    assert [one.key for one in told] == ["m1", "m3", "n7", "m2"]
+    assert told[0].text == "ci: refused 200 times, last r199: queue_full"
+
+
 def test_a_lost_link_keeps_the_data_and_when_it_was_lost():
     state = lost(lost(live(request("a")), NOW + 1, NOW + 2, "x"), NOW + 5, NOW + 7, "y")
     assert state.link == "stale"
@@ -85,10 +118,47 @@ def test_running_come_before_queued_in_the_order_of_the_queue():
     assert shown == ["r", "q1", "q2"]
 
 
+def test_what_is_followed_is_what_started_last():
+    state = live(
+        request("a", granted_at=NOW), request("b", granted_at=NOW + 1), request("q", "queued")
+    )
+    assert newest_running(state, ["a", "b", "q"]) == "b"
+    assert newest_running(state, ["a", "q"]) == "a"
+    assert newest_running(state, ["q"]) is None
+
+
+def test_a_paused_screen_keeps_its_data_and_not_its_link():
+    shown = live(request("a"))
+    now = held(shown, lost(live(), NOW + 1, NOW + 2, "gone"))
+    assert (now.link, now.retry_at, list(now.requests)) == ("stale", NOW + 2, ["a"])
+
+
+def test_requests_sort_by_each_letter():
+    some = [
+        request("a", "queued", queued_at=NOW, key="z", model="m2", prompt_tokens=1),
+        request("b", granted_at=NOW, key="y", model="m1", tokens_per_s=9.0, prompt_tokens=9),
+        request("c", "queued", queued_at=NOW - 9, key="x", model="m3"),
+    ]
+    for sort, wanted in (
+        ("wait", "cab"), ("client", "cba"), ("model", "bac"), ("rate", "bac"), ("tokens", "bac"),
+    ):  # fmt: skip
+        assert "".join(request_order(some, sort)) == wanted
+    letters = [list(sorts.values()) for sorts in SORTS.values()]
+    assert all(len(set(each)) == len(each) for each in letters)
+
+
+def test_the_rate_has_its_steps():
+    assert [first_rate(over_ssh=False), first_rate(over_ssh=True)] == [2.0, 1.0]
+    assert next_rate(2.0, 1) == next_rate(4.0, 1) == max(RATES) == 4.0
+    assert next_rate(0.2, -1) == 0.2
+
+
 def test_filters_want_every_word_and_none_of_the_inverted():
     assert matches("qwen !low", "Qwen3 normal")
     assert not matches("qwen !low", "qwen3 low")
     assert matches("!", "anything")
+    assert matches("! qwen low", "qwen3 normal")
+    assert not matches("! qwen low", "qwen3 low")
 
 
 def test_text_of_exact_width_whatever_it_holds():
