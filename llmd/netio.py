@@ -131,8 +131,8 @@ class SocketStream(trio.abc.HalfCloseableStream):
         finally:
             self._receiving = False
 
-    async def pumped(self, pump: Pump, readable: Readable) -> None:
-        """Have `pump` call `readable` whenever there are bytes, until it returns True.
+    async def pumped(self, pump: Pump, readable: Readable, pause_s: float = 0.0) -> None:
+        """Have `pump` call `readable` whenever there are bytes, until it says DONE.
 
         Raises:
             trio.ClosedResourceError: This side was closed, before or meanwhile.
@@ -144,7 +144,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
         self._receiving = True
         self._pump = pump
         try:
-            await pump.run(self.socket, readable)
+            await pump.run(self.socket, readable, pause_s)
         finally:
             self._pump = None
             self._receiving = False

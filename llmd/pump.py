@@ -9,32 +9,41 @@ a lock.
 trio calls an instrument before it sleeps. The pump sleeps there in its place, on an epoll set of
 its own that holds the pumped sockets and trio's set, and comes back as soon as trio has anything
 to do. The number of trio's set is the one thing that trio keeps to itself; without it, or when the
-pump was never attached, tasks are woken for each read as usual.
+pump was never attached, tasks are woken for each read as usual. To trio a pumping loop
+is never idle: `wait_all_tasks_blocked` with a cushion, and the autojump clock, wait until nothing
+is pumped.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import socket
 from collections.abc import Callable, Iterator
 
 import trio
 
-Readable = Callable[[float], bool]
-"""Called with trio's time when bytes can be read. Must not block, and of trio it may do no more
-than cancel the task that waits for it. Returns True when that task should go on."""
+DONE = -1.0
+GATHER_S = 0.0025
+"""Sockets whose pauses end within this time of each other are served together, at the first."""
+
+Readable = Callable[[float], float]
+"""Called with trio's time when bytes can be read, or a pause has ended. Must not block, and of trio
+it may do no more than cancel the task that waits for it. Returns DONE when that task should go on,
+else how many seconds to leave the socket alone at most, 0 to be called for its next bytes."""
 
 
 class _Pumped:
     """One socket and the task that waits until its pumping ends."""
 
-    __slots__ = ("ended", "error", "readable", "task")
+    __slots__ = ("due", "error", "readable", "task", "woken")
 
     def __init__(self, readable: Readable, task: trio.lowlevel.Task) -> None:
         self.readable = readable
         self.task = task
-        self.ended = False
+        self.due = 0.0  # when its pause ends
+        self.woken = False
         self.error: BaseException | None = None
 
 
@@ -50,6 +59,8 @@ class Pump(trio.abc.Instrument):
         self.attached = False
         self.served = 0
         self._sockets: dict[int, _Pumped] = {}
+        self._paused: dict[int, _Pumped] = {}
+        self._due = math.inf  # when the first pause ends
         self._epoll: select.epoll | None = None
         self._token: trio.lowlevel.TrioToken | None = None
 
@@ -74,28 +85,29 @@ class Pump(trio.abc.Instrument):
                 self.attached = False
                 trio.lowlevel.remove_instrument(self)
 
-    async def run(self, sock: socket.socket, readable: Readable) -> None:
-        """Have `readable` called whenever `sock` has bytes, until it returns True.
+    async def run(self, sock: socket.socket, readable: Readable, pause_s: float = 0.0) -> None:
+        """Have `readable` called whenever `sock` has bytes, until it says DONE.
 
         A checkpoint. Cancelled, it stops at once; nothing that `readable` has read is lost, as
         nobody but itself has it.
+
+        Args:
+            sock: Stays the caller's.
+            readable: See there.
+            pause_s: How long to leave the socket alone at first.
 
         Raises:
             trio.ClosedResourceError: `notify_closing` was called.
             Exception: Whatever `readable` raised.
         """
         if not self.attached:
-            while True:
-                await trio.lowlevel.wait_readable(sock)
-                if readable(trio.current_time()):
-                    return
-        assert self._epoll is not None
+            await self._run_woken(sock, readable, pause_s)
+            return
         fd = sock.fileno()
-        pumped = _Pumped(readable, trio.lowlevel.current_task())
         if fd in self._sockets:
             raise trio.BusyResourceError("another task is pumping this socket")
-        self._epoll.register(fd, select.EPOLLIN)
-        self._sockets[fd] = pumped
+        self._sockets[fd] = pumped = _Pumped(readable, trio.lowlevel.current_task())
+        self._wait(fd, pumped, trio.current_time(), pause_s)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             self._forget(fd, pumped)
@@ -105,49 +117,89 @@ class Pump(trio.abc.Instrument):
         if pumped.error is not None:
             raise pumped.error
 
+    async def _run_woken(self, sock: socket.socket, readable: Readable, pause_s: float) -> None:
+        while pause_s >= 0:
+            if pause_s:
+                await trio.sleep(pause_s)
+            await trio.lowlevel.wait_readable(sock)
+            pause_s = readable(trio.current_time())
+
     def notify_closing(self, sock: socket.socket) -> None:
         """End the pumping of a socket that is about to be closed, if it is pumped."""
-        if sock.fileno() in self._sockets:
-            self._end(sock.fileno(), trio.ClosedResourceError("the socket was closed meanwhile"))
+        pumped = self._sockets.get(sock.fileno())
+        if pumped is not None:
+            pumped.error = trio.ClosedResourceError("the socket was closed meanwhile")
+            self._end(sock.fileno(), pumped)
 
     def before_io_wait(self, timeout: float) -> None:
         """Sleep in trio's place; called by trio, in its thread."""
-        if not self._sockets or self._epoll is None or self._token is None:
+        if not self._sockets or self._epoll is None:
             return
+        sleeps = timeout > 0
         now = trio.current_time()
         until = now + timeout
         while True:
-            found = self._epoll.poll(timeout)
-            if not found:
-                if timeout > 0:  # trio would sleep for as long once more
-                    self._token.run_sync_soon(_nothing, idempotent=True)
-                return
+            wait_s = min(timeout, max(self._due - now, 0.0))
+            found = self._epoll.poll(wait_s)
             now = trio.current_time()
             back = False
             for fd, _ in found:
                 pumped = self._sockets.get(fd)
                 if pumped is None:
                     back = True  # trio has something to do
-                    continue
-                try:
-                    ended, error = pumped.readable(now), None
-                except BaseException as raised:  # it belongs to the task
-                    ended, error = True, raised
-                if self._sockets.get(fd) is not pumped:
-                    back = True  # it has cancelled its own task
-                    self._token.run_sync_soon(_nothing, idempotent=True)
-                elif ended:
+                elif self._serve(fd, pumped, now):
                     back = True
-                    self._end(fd, error)
-                else:
-                    self.served += 1
-            if back or not timeout:
-                return
+            if now >= self._due:
+                back |= self._end_pauses(now)
             timeout = max(until - now, 0.0)
+            if back:
+                return
+            if not timeout:
+                if sleeps:  # trio would sleep for as long once more
+                    self._wake_trio()
+                return
 
-    def _end(self, fd: int, error: BaseException | None) -> None:
-        pumped = self._sockets[fd]
-        pumped.error = error
+    def _end_pauses(self, now: float) -> bool:
+        """Serve the sockets whose pause ends about now; tells whether a task goes on."""
+        back = False
+        for fd, pumped in list(self._paused.items()):
+            if pumped.due <= now + GATHER_S and self._serve(fd, pumped, now):
+                back = True
+        self._due = min((pumped.due for pumped in self._paused.values()), default=math.inf)
+        return back
+
+    def _serve(self, fd: int, pumped: _Pumped, now: float) -> bool:
+        """Have one socket read, and tell whether its task goes on."""
+        try:
+            pause_s = pumped.readable(now)
+        except BaseException as error:  # it belongs to the task
+            pause_s, pumped.error = DONE, error
+        if self._sockets.get(fd) is not pumped:  # it has cancelled its own task
+            self._wake_trio()
+            return True
+        if pause_s < 0:
+            self._end(fd, pumped)
+            return True
+        self.served += 1
+        if pause_s or fd in self._paused:
+            self._wait(fd, pumped, now, pause_s)
+        return False
+
+    def _wait(self, fd: int, pumped: _Pumped, now: float, pause_s: float) -> None:
+        """Wait for bytes, or for the end of a pause, whatever was waited for before."""
+        assert self._epoll is not None
+        paused = fd in self._paused
+        if pause_s:
+            pumped.due = now + pause_s
+            self._due = min(self._due, pumped.due)
+            self._paused[fd] = pumped
+            if not paused:
+                self._unregister(fd)
+        else:
+            self._paused.pop(fd, None)
+            self._epoll.register(fd, select.EPOLLIN)
+
+    def _end(self, fd: int, pumped: _Pumped) -> None:
         self._forget(fd, pumped)
         assert self._token is not None
         # trio has settled how long it will sleep: only this wakes it
@@ -155,18 +207,26 @@ class Pump(trio.abc.Instrument):
 
     def _forget(self, fd: int, pumped: _Pumped) -> None:
         """Take a socket out, whoever asks first: its end, or the task's cancellation."""
-        if self._sockets.get(fd) is pumped:
-            del self._sockets[fd]
-            assert self._epoll is not None
-            with contextlib.suppress(OSError):
-                self._epoll.unregister(fd)
-        else:
-            pumped.ended = True  # the task has been woken by its cancellation
+        if self._sockets.get(fd) is not pumped:
+            pumped.woken = True  # by its cancellation, before its end could
+            return
+        del self._sockets[fd]
+        if self._paused.pop(fd, None) is None:
+            self._unregister(fd)
+
+    def _unregister(self, fd: int) -> None:
+        assert self._epoll is not None
+        with contextlib.suppress(OSError):
+            self._epoll.unregister(fd)
+
+    def _wake_trio(self) -> None:
+        assert self._token is not None
+        self._token.run_sync_soon(_nothing, idempotent=True)
 
 
 def _wake(pumped: _Pumped) -> None:
-    if not pumped.ended:
-        pumped.ended = True
+    if not pumped.woken:
+        pumped.woken = True
         trio.lowlevel.reschedule(pumped.task)
 
 

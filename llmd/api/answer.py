@@ -103,6 +103,11 @@ class Answer:
             self._record.response_bytes += len(data)
         return left
 
+    @property
+    def in_chunks(self) -> bool:
+        """Whether `more_now` and `framed_now` can do it now."""
+        return self.started and self._connection.in_chunks
+
     def framed_now(self, chunk: bytes) -> bytes | None:
         """Do as `more_now` with bytes that are one whole chunk of a chunked body already."""
         left = self._connection.send_framed_now(chunk)

@@ -84,6 +84,11 @@ class Connection:
         """Tell the request that is being served no more."""
         self._on_disconnect = None
 
+    @property
+    def in_chunks(self) -> bool:
+        """Whether `send_chunk_now` can do it."""
+        return self._tls is None and self._protocol.chunked and not self._closing
+
     def send_chunk_now(self, data: bytes) -> bytes | None:
         """Send more of a body that is being sent in chunks, as far as the kernel takes it.
 
@@ -98,7 +103,7 @@ class Connection:
 
     def send_framed_now(self, chunk: bytes) -> bytes | None:
         """Do as `send_chunk_now` with what is framed as a chunk already."""
-        if self._tls is not None or not self._protocol.chunked or self._closing:
+        if not self.in_chunks:
             return None
         try:
             sent = self._socket_stream.send_now(chunk)

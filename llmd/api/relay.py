@@ -18,7 +18,7 @@ from llmd.api.sse import Splitter, Usage, plain_usage
 from llmd.api.tidings import completion_id, parse_progress
 from llmd.core.record import RequestRecord
 from llmd.errors import BadWorkerResponse, WorkerDied, WorkerStalled
-from llmd.pump import Pump
+from llmd.pump import DONE, Pump
 from llmd.workers.upstream import Upstream, UpstreamResponse
 
 _T = TypeVar("_T")
@@ -150,7 +150,7 @@ class Relay:
                     if not events:
                         break
                     self._unsent = self._answer.more_now(events)
-                    if self._unsent == b"" and not self._pause_s:
+                    if self._unsent == b"" and self._record.first_byte_at is not None:
                         await self._pump_events(response, splitter, pace)
             unsent = self._unsent
             if unsent:
@@ -198,25 +198,38 @@ class Relay:
     async def _pump_events(
         self, response: UpstreamResponse, splitter: Splitter, pace: Pace
     ) -> None:
-        """Pass ordinary events on as they come, one at a time, without taking this task up.
+        """Pass events on as they come, without taking this task up for each.
 
-        Returns when something else is to be done: another event, a pause, what could not be sent.
+        Returns when something else is to be done: the end, what could not be sent at once.
         """
         record, answer, drop_progress = self._record, self._answer, self.drop_progress
 
-        def take(chunk: bytes, now: float) -> bool | None:
-            if not splitter.ordinary(chunk) or (drop_progress and PROGRESS in chunk):
+        def take(data: bytes, framed: bool, now: float) -> float | None:
+            if not answer.in_chunks:
                 return None
-            left = answer.framed_now(chunk)
-            if left is None:  # not on this connection, not any more
-                return None
-            splitter.passed()
-            record.events += 1
-            self._heard, self._unsent = now, left
-            self._pause_s = pace.after_read(now, 1)
-            return left != b"" or self._pause_s > 0.0
+            if not data:
+                return pace.after_read(now, 0)
+            if framed:
+                if not splitter.ordinary(data) or (drop_progress and PROGRESS in data):
+                    return None
+                splitter.passed()
+                left = answer.framed_now(data)
+            else:
+                events = splitter.feed(data)
+                if drop_progress and PROGRESS in events:
+                    events = without_progress(events)
+                left = answer.more_now(events) if events else b""
+            self._heard = now
+            record.events += splitter.count
+            self._unsent = left
+            if splitter.finished:
+                answer.all_said()
+                return DONE
+            pause_s = pace.after_read(now, splitter.count)
+            return pause_s if left == b"" else DONE
 
-        await response.pumped(self._pump, take)
+        pause_s, self._pause_s = self._pause_s, 0.0
+        await response.pumped(self._pump, take, pause_s)
 
     def _note(self, events: bytes) -> None:
         """Keep what events up to the first token tell: how far the prompt is, the worker's id."""
@@ -234,18 +247,26 @@ class Relay:
 
     async def _gather(self, response: UpstreamResponse, assembler: Assembler) -> Usage:
         """Gather an SSE stream into the plain answer that the worker would have sent."""
-        splitter, pace = Splitter(self._choices), Pace()
-        while data := await self._minded(response.receive):
+        splitter, pace, record = Splitter(self._choices), Pace(), self._record
+
+        def take(data: bytes, framed: bool, now: float) -> float | None:
+            if framed:
+                return None
+            if not data:
+                return pace.after_read(now, 0)
+            self._heard = now
             events = splitter.feed(data)
-            if self._record.first_byte_at is None:
+            if record.first_byte_at is None:
                 self._note(events)
                 if splitter.generating:
-                    self._record.first_byte(self._heard)
-            self._record.events += splitter.count if splitter.generating else 0
+                    record.first_byte(now)
+            record.events += splitter.count if splitter.generating else 0
             assembler.feed(events)
-            pause_s = pace.after_read(self._heard, splitter.count)
-            if pause_s and not response.complete:
-                await trio.sleep(pause_s)
+            return pace.after_read(now, splitter.count)
+
+        while data := await self._minded(response.receive):
+            take(data, False, self._heard)
+            await self._minded(lambda: response.pumped(self._pump, take))
         if not splitter.finished:
             raise BadWorkerResponse("the worker's answer ended before its end")
         await self._answer.whole(200, [JSON], assembler.result())

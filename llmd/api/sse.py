@@ -184,6 +184,7 @@ class Splitter:
     def passed(self) -> None:
         """Count an event that was passed on without `feed`."""
         self._events += 1
+        self.count = 1
 
     def usage(self) -> Usage:
         """Return what has been used until now; final once the stream has ended."""

@@ -19,10 +19,15 @@ import trio
 
 from llmd.errors import BadWorkerResponse, WorkerDied
 from llmd.netio import MAX_RECEIVE_BYTES, SocketStream
-from llmd.pump import Pump
+from llmd.pump import DONE, Pump
 
 MAX_HEAD_BYTES = 65536
 MAX_IDLE_CONNECTIONS = 64
+
+Take = Callable[[bytes, bool, float], float | None]
+"""Takes bytes of a body, whether they are one whole chunk with its framing, and trio's time; no
+bytes say that a pause gathered nothing. Answers as `llmd.pump.Readable` does, or with None: then
+a framed chunk is wanted without its framing, and other bytes are left to `receive`."""
 
 
 class _Connection:
@@ -32,6 +37,7 @@ class _Connection:
         "between_chunks",
         "body",
         "done",
+        "failure",
         "head_bytes",
         "headers",
         "keep_alive",
@@ -39,7 +45,6 @@ class _Connection:
         "started",
         "status",
         "stream",
-        "unread",
     )
 
     def __init__(self, sock: socket.socket) -> None:
@@ -56,7 +61,19 @@ class _Connection:
         self.done = False
         self.keep_alive = False
         self.between_chunks = False
-        self.unread = b""
+        self.failure: Exception | None = None
+
+    def parse(self, data: bytes) -> None:
+        """Take what came; what is wrong with it is left in `failure`."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            if self.done:  # bytes after the end: the answer is whole, the connection is not
+                self.keep_alive = False
+            elif isinstance(error.__context__, BadWorkerResponse):
+                self.failure = error.__context__
+            else:
+                self.failure = BadWorkerResponse("the worker's answer is no HTTP")
 
     # callbacks of httptools
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -158,40 +175,60 @@ class UpstreamResponse:
         body.clear()
         return data
 
-    async def pumped(self, pump: Pump, take: Callable[[bytes, float], bool | None]) -> None:
-        """Hand each chunk of a chunked body to `take` as it stands, framing included.
+    async def pumped(self, pump: Pump, take: Take, pause_s: float = 0.0) -> None:
+        """Hand the body to `take` as it comes, without taking the caller's task up for it.
 
-        A stream of tokens has each in a chunk of its own, which a relay needs no parser for. The
-        pumping ends, with nothing lost, when something else comes, or when `take` says so:
-        `receive` goes on from there.
+        A stream of tokens has each in a chunk of its own, which a relay needs no parser for: a
+        chunk that came whole and alone is handed over as it stands. It ends, with nothing lost,
+        with the body, when its connection breaks, or when `take` says so: `receive` goes on from
+        there.
 
         Args:
             pump: What calls `take`.
-            take: Gets a chunk and trio's time, under the rules of `llmd.pump.Readable`. Returns
-                None to have the chunk back in `receive`, else whether the pumping is to end.
+            take: Called under the rules of `llmd.pump.Readable` and answers as that does.
+            pause_s: How long not to read at first.
 
         Raises:
             WorkerDied: The connection was closed meanwhile.
+            Exception: Whatever `take` raised.
         """
         connection = self._connection
-        if connection is None or not connection.between_chunks or connection.body:
+        if connection is None or connection.done or connection.body:
             return
-        recv = connection.stream.socket.recv
+        recv, parse, body = connection.stream.socket.recv, connection.parse, connection.body
 
-        def readable(now: float) -> bool:
+        def readable(now: float) -> float:
             try:
                 data = recv(MAX_RECEIVE_BYTES)
-            except OSError as error:  # a broken connection is found again by `receive`
-                return not isinstance(error, BlockingIOError)
-            if data.endswith(b"\r\n") and data.startswith(chunk_head(len(data))):
-                ended = take(data, now)
-                if ended is not None:
-                    return ended
-            connection.unread = data  # what it is, `receive` finds out
-            return True
+            except BlockingIOError:
+                return take(b"", False, now) or 0.0
+            except OSError:
+                return DONE  # `receive` finds the connection at its end
+            if not data:
+                return DONE
+            if (
+                connection.between_chunks
+                and data.endswith(b"\r\n")
+                and data.startswith(chunk_head(len(data)))
+            ):
+                pause_s = take(data, True, now)
+                if pause_s is not None:
+                    return pause_s
+            parse(data)
+            if connection.done or connection.failure is not None:
+                return DONE
+            if not body:
+                return 0.0
+            data = body[0] if len(body) == 1 else b"".join(body)
+            body.clear()
+            pause_s = take(data, False, now)
+            if pause_s is None:
+                body.append(data)
+                return DONE
+            return pause_s
 
         try:
-            await connection.stream.pumped(pump, readable)
+            await connection.stream.pumped(pump, readable, pause_s)
         except trio.ClosedResourceError as error:
             raise WorkerDied(f"the worker's connection broke: {error}", answered=True) from error
 
@@ -314,28 +351,21 @@ class Upstream:
 
     async def _feed(self, connection: _Connection, *, answered: bool) -> None:
         """Wait for bytes and parse them."""
-        data, connection.unread = connection.unread, b""
-        try:
-            data = data or await connection.stream.receive_some()
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+        if connection.failure is None:
+            try:
+                data = await connection.stream.receive_some()
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                self._discard(connection)
+                raise WorkerDied(
+                    f"the worker's connection broke: {error}", answered=answered
+                ) from error
+            if not data:
+                self._discard(connection)
+                raise WorkerDied("the worker ended the connection mid-answer", answered=answered)
+            connection.parse(data)
+        if connection.failure is not None:
             self._discard(connection)
-            raise WorkerDied(
-                f"the worker's connection broke: {error}", answered=answered
-            ) from error
-        if not data:
-            self._discard(connection)
-            raise WorkerDied("the worker ended the connection mid-answer", answered=answered)
-        try:
-            connection.parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            if connection.done:  # bytes after the end: the answer is whole, the connection is not
-                connection.keep_alive = False
-                return
-            self._discard(connection)
-            cause = error.__context__
-            if isinstance(cause, BadWorkerResponse):
-                raise cause from None
-            raise BadWorkerResponse("the worker's answer is no HTTP") from error
+            raise connection.failure
 
     def _finished(self, connection: _Connection) -> None:
         keep = connection.keep_alive and not self._closed and len(self._idle) < MAX_IDLE_CONNECTIONS

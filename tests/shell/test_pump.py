@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,9 +13,13 @@ import trio
 import trio.testing
 
 from llmd.netio import SocketStream
-from llmd.pump import Pump
+from llmd.pump import DONE, Pump
 
 GUARD_S = 10
+
+
+def done_if(ended: bool) -> float:
+    return DONE if ended else 0.0
 
 
 @pytest.fixture(params=["attached", "woken"])
@@ -44,12 +49,12 @@ async def test_every_read_is_served_until_it_says_so(attach: bool) -> None:
         got: list[bytes] = []
         more = trio.lowlevel.current_trio_token().run_sync_soon
 
-        def readable(now: float) -> bool:
+        def readable(now: float) -> float:
             assert now <= trio.current_time()
             got.append(near.recv(100))
             if len(got) < 5:
                 more(far.send, b"%d" % len(got))
-            return len(got) == 5
+            return DONE if len(got) == 5 else 0.0
 
         far.send(b"0")
         await pump.run(near, readable)
@@ -67,7 +72,7 @@ async def test_the_task_is_not_taken_up_for_a_read() -> None:
                 steps += task.name.endswith("pumped")
 
         async def pumped() -> None:
-            await pump.run(near, lambda _: near.recv(100) == b"end")
+            await pump.run(near, lambda _: done_if(near.recv(100) == b"end"))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pumped)
@@ -87,7 +92,7 @@ async def test_the_task_is_not_taken_up_for_a_read() -> None:
 async def test_deadlines_and_other_threads_are_served_in_time(attach: bool) -> None:
     with trio.fail_after(GUARD_S), pumping(attach) as pump, pair() as (near, _):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(pump.run, near, lambda _: True)
+            nursery.start_soon(pump.run, near, lambda _: DONE)
             for _ in range(5):
                 with trio.move_on_after(0.01) as scope:
                     await trio.sleep_forever()
@@ -107,7 +112,7 @@ async def test_a_busy_loop_serves_too(attach: bool) -> None:
         ended = trio.Event()
 
         async def pumped() -> None:
-            await pump.run(near, lambda _: near.recv(1) == b"z")
+            await pump.run(near, lambda _: done_if(near.recv(1) == b"z"))
             ended.set()
 
         async with trio.open_nursery() as nursery:
@@ -125,11 +130,11 @@ async def test_cancelled_it_stops_and_can_begin_again(attach: bool) -> None:
                 await pump.run(near, lambda _: pytest.fail("nothing was sent"))
             assert scope.cancelled_caught
         far.send(b"x")
-        await pump.run(near, lambda _: near.recv(1) == b"x")
+        await pump.run(near, lambda _: done_if(near.recv(1) == b"x"))
 
 
 async def test_what_it_raises_reaches_the_task(attach: bool) -> None:
-    def readable(_: float) -> bool:
+    def readable(_: float) -> float:
         raise LookupError("what is this")
 
     with trio.fail_after(GUARD_S), pumping(attach) as pump, pair() as (near, far):
@@ -143,10 +148,10 @@ async def test_it_may_cancel_its_own_task(attach: bool) -> None:
     with trio.fail_after(GUARD_S), pumping(attach) as pump, pair() as (near, far):
         with trio.CancelScope() as scope:
 
-            def readable(_: float) -> bool:
+            def readable(_: float) -> float:
                 near.recv(1)
                 scope.cancel()
-                return False
+                return 0.0
 
             far.send(b"x")
             await pump.run(near, readable)
@@ -159,11 +164,11 @@ async def test_an_end_and_a_cancel_at_once_wake_the_task_once(attach: bool) -> N
             with trio.CancelScope() as scope:
                 far.send(b"x")
 
-                def readable(_: float, scope: trio.CancelScope = scope) -> bool:
+                def readable(_: float, scope: trio.CancelScope = scope) -> float:
                     near.recv(1)
                     # comes between the end, which it returns, and the task's next turn
                     trio.lowlevel.current_trio_token().run_sync_soon(scope.cancel)
-                    return True
+                    return DONE
 
                 await pump.run(near, readable)
                 await trio.lowlevel.checkpoint()
@@ -171,10 +176,63 @@ async def test_an_end_and_a_cancel_at_once_wake_the_task_once(attach: bool) -> N
             assert scope.cancelled_caught
 
 
+async def test_a_pause_gathers_and_is_never_longer(attach: bool) -> None:
+    """What comes in a pause is left for its end, unless it can go with another socket's."""
+    with trio.fail_after(GUARD_S), pumping(attach) as pump, pair() as (near, far):
+        called: list[float] = []
+        send = trio.lowlevel.current_trio_token().run_sync_soon
+
+        def readable(now: float) -> float:
+            called.append(now)
+            assert near.recv(100) == b"x"
+            if len(called) < 4:
+                send(far.send, b"x")
+            return DONE if len(called) == 4 else 0.005
+
+        far.send(b"x")
+        await pump.run(near, readable, 0.005)
+        gaps = [late - early for early, late in itertools.pairwise(called)]
+        assert min(gaps) >= 0.0049
+
+
+async def test_a_pause_without_bytes_ends_in_waiting_for_some() -> None:
+    with trio.fail_after(GUARD_S), pumping(True) as pump, pair() as (near, far):
+        calls: list[bytes] = []
+
+        def readable(_: float) -> float:
+            try:
+                calls.append(near.recv(100))
+            except BlockingIOError:
+                calls.append(b"")
+                trio.lowlevel.current_trio_token().run_sync_soon(far.send, b"end")
+            return {b"x": 0.001, b"": 0.0, b"end": DONE}[calls[-1]]
+
+        far.send(b"x")
+        await pump.run(near, readable)
+        assert calls == [b"x", b"", b"end"]
+
+
+async def test_pauses_end_together() -> None:
+    with trio.fail_after(GUARD_S), pumping(True) as pump, contextlib.ExitStack() as stack:
+        pairs = [stack.enter_context(pair()) for _ in range(8)]
+        times: dict[int, list[float]] = {number: [] for number in range(8)}
+        async with trio.open_nursery() as nursery:
+            for number, (near, far) in enumerate(pairs):
+                far.send(b"x" * 100)
+
+                def readable(now: float, number: int = number, near: socket.socket = near) -> float:
+                    near.recv(1)
+                    times[number].append(now)
+                    return DONE if len(times[number]) == 20 else 0.005
+
+                nursery.start_soon(pump.run, near, readable, 0.001 * number)
+        assert len({at for seen in times.values() for at in seen}) < 30  # of 160, one by one
+
+
 async def test_the_peers_end_is_readable(attach: bool) -> None:
     with trio.fail_after(GUARD_S), pumping(attach) as pump, pair() as (near, far):
         far.close()
-        await pump.run(near, lambda _: near.recv(1) == b"")
+        await pump.run(near, lambda _: done_if(near.recv(1) == b""))
 
 
 async def test_many_sockets_at_once(attach: bool) -> None:
@@ -182,7 +240,9 @@ async def test_many_sockets_at_once(attach: bool) -> None:
         pairs = [stack.enter_context(pair()) for _ in range(100)]
         async with trio.open_nursery() as nursery:
             for near, _ in pairs:
-                nursery.start_soon(pump.run, near, lambda _, near=near: near.recv(1) == b"e")
+                nursery.start_soon(
+                    pump.run, near, lambda _, near=near: done_if(near.recv(1) == b"e")
+                )
             await trio.testing.wait_all_tasks_blocked()
             for byte in (b"a", b"b", b"e"):
                 for _, far in pairs:
@@ -192,10 +252,10 @@ async def test_many_sockets_at_once(attach: bool) -> None:
 async def test_two_tasks_cannot_pump_one_socket() -> None:
     with trio.fail_after(GUARD_S), pumping(True) as pump, pair() as (near, _):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(pump.run, near, lambda _: True)
+            nursery.start_soon(pump.run, near, lambda _: DONE)
             await trio.testing.wait_all_tasks_blocked()
             with pytest.raises(trio.BusyResourceError):
-                await pump.run(near, lambda _: True)
+                await pump.run(near, lambda _: DONE)
             nursery.cancel_scope.cancel()
 
 
@@ -206,7 +266,7 @@ async def test_a_stream_that_is_closed_meanwhile_says_so(attach: bool) -> None:
 
             async def pumped() -> None:
                 with pytest.raises(trio.ClosedResourceError):
-                    await stream.pumped(pump, lambda _: True)
+                    await stream.pumped(pump, lambda _: DONE)
 
             nursery.start_soon(pumped)
             await trio.testing.wait_all_tasks_blocked()
@@ -214,7 +274,7 @@ async def test_a_stream_that_is_closed_meanwhile_says_so(attach: bool) -> None:
                 await stream.receive_some()
             stream.close()
         with pytest.raises(trio.ClosedResourceError):
-            await stream.pumped(pump, lambda _: True)
+            await stream.pumped(pump, lambda _: DONE)
 
 
 async def test_a_loop_that_hides_its_set_is_woken_as_usual(
@@ -226,4 +286,4 @@ async def test_a_loop_that_hides_its_set_is_woken_as_usual(
         with pump.attach():
             assert not pump.attached
             far.send(b"x")
-            await pump.run(near, lambda _: near.recv(1) == b"x")
+            await pump.run(near, lambda _: done_if(near.recv(1) == b"x"))

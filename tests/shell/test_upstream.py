@@ -236,43 +236,43 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.mark.parametrize(
-    ("pieces", "pumped", "received"),
+    ("pieces", "taken"),
     [
-        ([b"1\r\nb\r\n", b"2\r\ncc\r\n", b"0\r\n\r\n"], [b"1\r\nb\r\n", b"2\r\ncc\r\n"], b""),
-        ([b"1\r\nb\r\n", b"2\r\nc", b"d\r\n0\r\n\r\n"], [b"1\r\nb\r\n"], b"cd"),
-        ([b"1\r\nb\r\n2\r\ncd\r\n", b"0\r\n\r\n"], [], b"bcd"),
-        ([b"2\r\nno\r\n", b"2\r\ncd\r\n", b"0\r\n\r\n"], [], b"nocd"),
-        ([b"2;x=y\r\ncd\r\n", b"0\r\n\r\n"], [], b"cd"),
-        ([b"02\r\ncd\r\n", b"0\r\n\r\n"], [], b"cd"),
+        ([b"1\r\nb\r\n", b"2\r\ncc\r\n", b"0\r\n\r\n"], [b"1\r\nb\r\n", b"2\r\ncc\r\n"]),
+        ([b"1\r\nb\r\n", b"2\r\nc", b"d\r\n", b"0\r\n\r\n"], [b"1\r\nb\r\n", b"c", b"d"]),
+        ([b"1\r\nb\r\n2\r\ncd\r\n", b"0\r\n\r\n"], [b"bcd"]),
+        ([b"2\r\nun\r\n", b"2\r\ncd\r\n", b"0\r\n\r\n"], [b"un", b"2\r\ncd\r\n"]),
+        ([b"2;x=y\r\ncd\r\n", b"0\r\n\r\n"], [b"cd"]),
+        ([b"02\r\ncd\r\n", b"0\r\n\r\n"], [b"cd"]),
+        ([b"2", b"\r\n", b"cd\r\n", b"0\r\n\r\n"], [b"cd"]),
+        ([b"1\r\nb\r\n", b"2\r\ncc\r\n0\r\n\r\n"], [b"1\r\nb\r\n"]),
+        ([b"2\r\nno\r\n0\r\n\r\n"], []),
     ],
-    ids=["whole", "in pieces", "two at once", "refused", "extension", "other spelling"],
-)
-async def test_pumped_chunks_and_received_bytes_are_the_body(tmp_path, pieces, pumped, received):
-    """Each piece is one read of its own: the next is sent once the one before it was taken."""
-    go_on = [trio.Event() for _ in pieces]
+    ids=[
+        "whole", "in pieces", "two at once", "unframed", "extension", "other spelling", "head",
+        "with the end", "at once",
+    ],
+)  # fmt: skip
+async def test_what_is_pumped_and_what_is_received_are_the_body(tmp_path, pieces, taken):
+    """Each piece is one read of its own: the next is sent once the one before it was read."""
+    go_on = trio.Event()
 
     async def handler(stream):
         await read_request(stream)
         await stream.send_all(CHUNKED + b"1\r\na\r\n")
-        for piece, event in zip(pieces, go_on, strict=True):
-            await event.wait()
+        await go_on.wait()
+        for piece in pieces:
             await stream.send_all(piece)
+            await trio.testing.wait_all_tasks_blocked()
         await trio.sleep_forever()
 
-    waiting = iter(go_on)
-    taken = []
+    seen = []
 
-    def tell() -> None:
-        event = next(waiting, None)
-        if event is not None:
-            event.set()
-
-    def take(chunk, _now):
-        if b"no" in chunk:
+    def take(data, framed, _now):
+        if framed and data.startswith(b"2\r\nun"):
             return None
-        taken.append(chunk)
-        trio.lowlevel.current_trio_token().run_sync_soon(tell)
-        return False
+        seen.append(data)
+        return 0.0
 
     pump = Pump()
     with pump.attach():
@@ -280,29 +280,63 @@ async def test_pumped_chunks_and_received_bytes_are_the_body(tmp_path, pieces, p
             response = await upstream.request(b"GET", b"/", b"")
             await response.head()
             assert await response.receive() == b"a"
-            tell()
+            go_on.set()
             await response.pumped(pump, take)
-            assert taken == pumped
-            rest = b""
-            while data := await _next_of(response, tell):
-                rest += data
-            assert rest == received
+            rest = await response.read(100)
+            assert seen == taken
             assert response.complete
+            body = b"".join(unframed(data) for data in seen) + rest
+            assert body == dechunked(b"".join(pieces))
 
 
-async def _next_of(response, tell):
-    """Receive; what is still held back is let go while it is waited for."""
-    async with trio.open_nursery() as nursery:
+def unframed(data):
+    return data[data.index(b"\r\n") + 2 : -2] if data.endswith(b"\r\n") else data
 
-        async def letting_go():
-            while True:
-                await trio.testing.wait_all_tasks_blocked()
-                tell()
 
-        nursery.start_soon(letting_go)
-        data = await response.receive()
-        nursery.cancel_scope.cancel()
-    return data
+def dechunked(data):
+    body = b""
+    while data:
+        head, data = data.split(b"\r\n", 1)
+        size = int(head.split(b";")[0], 16)
+        body, data = body + data[:size], data[size + 2 :]
+    return body
+
+
+async def test_what_is_no_http_is_told_when_it_is_received(tmp_path):
+    async def handler(stream):
+        await read_request(stream)
+        await stream.send_all(CHUNKED + b"1\r\na\r\n")
+        await trio.testing.wait_all_tasks_blocked()
+        await stream.send_all(b"what?")
+        await trio.sleep_forever()
+
+    pump = Pump()
+    with pump.attach():
+        async with worker(tmp_path / "s", handler) as upstream:
+            response = await upstream.request(b"GET", b"/", b"")
+            await response.head()
+            await response.receive()
+            await response.pumped(pump, lambda _data, _framed, _now: 0.0)
+            with pytest.raises(BadWorkerResponse):
+                await response.receive()
+
+
+async def test_bytes_that_are_not_taken_are_received(tmp_path):
+    async def handler(stream):
+        await read_request(stream)
+        await stream.send_all(CHUNKED + b"1\r\na\r\n")
+        await trio.testing.wait_all_tasks_blocked()
+        await stream.send_all(b"2\r\nno\r\n")
+        await trio.sleep_forever()
+
+    pump = Pump()
+    with pump.attach():
+        async with worker(tmp_path / "s", handler) as upstream:
+            response = await upstream.request(b"GET", b"/", b"")
+            await response.head()
+            assert await response.receive() == b"a"
+            await response.pumped(pump, lambda _data, _framed, _now: None)
+            assert await response.receive() == b"no"
 
 
 async def test_a_worker_that_goes_while_pumped_is_a_death(tmp_path):
@@ -316,7 +350,7 @@ async def test_a_worker_that_goes_while_pumped_is_a_death(tmp_path):
             response = await upstream.request(b"GET", b"/", b"")
             await response.head()
             assert await response.receive() == b"a"
-            await response.pumped(pump, lambda _chunk, _now: False)
+            await response.pumped(pump, lambda _data, _framed, _now: 0.0)
             with pytest.raises(WorkerDied):
                 await response.receive()
 
@@ -337,7 +371,7 @@ async def test_an_upstream_that_is_closed_ends_the_pumping(tmp_path):
 
                 async def pumped():
                     with pytest.raises(WorkerDied):
-                        await response.pumped(pump, lambda _chunk, _now: False)
+                        await response.pumped(pump, lambda _data, _framed, _now: 0.0)
 
                 nursery.start_soon(pumped)
                 await trio.testing.wait_all_tasks_blocked()

@@ -156,7 +156,7 @@ def worker(real_engine, demo_models):
         spec = real_engine.spec(demo_models / "demo-small.gguf", address, parallel=4)
         with (Path(directory) / "log").open("wb") as log:
             process = subprocess.Popen(
-                spec.argv, env=spec.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                spec.argv, env=spec.env, stdin=subprocess.PIPE, stdout=log, stderr=log
             )
             # llama-server closes a connection after an event stream
             fresh = httpx.Limits(max_keepalive_connections=0)
@@ -169,6 +169,7 @@ def worker(real_engine, demo_models):
                     yield Worker(client, demo_models / "demo-small.gguf")
             finally:
                 process.terminate()
+                process.stdin.close()  # which it waits for
                 process.wait(10)
 
 

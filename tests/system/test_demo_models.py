@@ -57,7 +57,7 @@ def serving(engine, model, **settings):
         spec = engine.spec(model, address, **settings)
         with (Path(directory) / "log").open("w+b") as log:
             process = subprocess.Popen(
-                spec.argv, env=spec.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                spec.argv, env=spec.env, stdin=subprocess.PIPE, stdout=log, stderr=log
             )
             try:
                 until(lambda: listens(address), process, log)
@@ -71,6 +71,7 @@ def serving(engine, model, **settings):
                     yield client
             finally:
                 process.terminate()
+                process.stdin.close()  # which it waits for
                 process.wait(10)
 
 
