@@ -410,12 +410,14 @@ class Box:
         if granted.context_tokens or not self.check:
             return
         rank = effective_rank(granted.priority.rank, granted.arrived, self.now, aging_sec)
-        for request_id in self.waiting - {granted.id}:
-            item = self.items[request_id]
-            if item.model != granted.model or item.concurrency or item.context_tokens:
+        others = [self.items[i] for i in self.waiting - {granted.id}]
+        # whoever cannot run holds back those of its key that are behind it
+        held = {item.key for item in others if item.concurrency or item.context_tokens}
+        for item in others:
+            if item.model != granted.model or item.key in held:
                 continue
             its = effective_rank(item.priority.rank, item.arrived, self.now, aging_sec)
-            assert its >= rank, f"{granted.id} was granted before {request_id}"
+            assert its >= rank, f"{granted.id} was granted before {item.id}"
 
     def check_model(self, model: Model) -> None:
         """No slot stays free that somebody could have, and nobody waits whom nothing holds."""
