@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 from llmd import __version__
 from llmd.admin import protocol as p
@@ -64,8 +64,28 @@ def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
     return {}
 
 
-def build_parser() -> Parser:
-    """Return the parser; its namespace holds `name`, and `make` where a command follows."""
+class Options(Protocol):
+    """What takes the arguments of a command."""
+
+    def add_argument(self, *names: str, **how: Any) -> Any:
+        """Add one; as argparse has it."""
+        ...
+
+
+class _Skipped:
+    """Takes the arguments of a command that is not wanted."""
+
+    def add_argument(self, *names: str, **how: Any) -> None:
+        """Do nothing."""
+
+
+def build_parser(only: str = "") -> Parser:
+    """Return the parser; its namespace holds `name`, and `make` where a command follows.
+
+    Args:
+        only: Knows this command and no other: building the parsers of all of them takes longer
+            than everything else that a parser does. "" = all.
+    """
     parser = Parser(
         prog="llmctl",
         description="Steer the llmd of this box through its admin socket.",
@@ -92,7 +112,9 @@ def build_parser() -> Parser:
     parser.set_defaults(name="", make=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    def command(name: str, about: str, make: Make | None) -> argparse.ArgumentParser:
+    def command(name: str, about: str, make: Make | None) -> Options:
+        if only not in ("", name):
+            return _Skipped()
         added = commands.add_parser(
             name, help=about, description=about, parents=[shared], allow_abbrev=False
         )
@@ -107,7 +129,7 @@ def build_parser() -> Parser:
     return parser
 
 
-Add: TypeAlias = Callable[[str, str, "Make | None"], argparse.ArgumentParser]
+Add: TypeAlias = Callable[[str, str, "Make | None"], Options]
 
 
 def _looking(command: Add) -> None:
@@ -227,7 +249,7 @@ def _requests(command: Add) -> None:
     command("resume", "Admit again.", lambda _: p.Resume())
 
 
-def _leaving(parser: argparse.ArgumentParser) -> None:
+def _leaving(parser: Options) -> None:
     parser.add_argument(
         "--drain",
         metavar="SEC",
@@ -238,7 +260,7 @@ def _leaving(parser: argparse.ArgumentParser) -> None:
     _careful(parser)
 
 
-def _careful(parser: argparse.ArgumentParser) -> None:
+def _careful(parser: Options) -> None:
     parser.add_argument(
         "--if-gen", metavar="N", type=int, help="do nothing if the generation is not N any more"
     )
@@ -265,6 +287,21 @@ def parse(words: Sequence[str], parser: Parser | None = None) -> argparse.Namesp
             usage = "usage: llmctl cancel ID... | --all | --model MODEL | --key KEY\n"
             raise UsageError("name requests, or say --all, --model or --key", usage)
     return options
+
+
+def parse_quickly(words: Sequence[str]) -> argparse.Namespace:
+    """Return what the words say, having built no more than is needed for it.
+
+    Raises:
+        UsageError, SystemExit: As `parse` does.
+    """
+    named = next((word for word in words if not word.startswith("-")), "")
+    alone = bool(named) and not {"-h", "--help"} & set(words)  # help names all commands
+    try:
+        return parse(words, build_parser(named) if alone else None)
+    except UsageError:
+        # a slip, or what stood first was the value of an option: now with all the words there are
+        return parse(words)
 
 
 def _seconds(text: str) -> float:

@@ -17,7 +17,13 @@ import msgspec
 
 from llmd import __version__
 from llmd.admin import protocol as p
-from llmd.admin.grammar import Parser, UsageError, build_parser, commands_of, did_you_mean, parse
+from llmd.admin.grammar import (
+    UsageError,
+    build_parser,
+    commands_of,
+    did_you_mean,
+    parse_quickly,
+)
 from llmd.client import BadReply, Client, Refused, Unreachable
 
 if TYPE_CHECKING:
@@ -35,18 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["_names"]:
         return _names(words[1:])
-    parser = build_parser()
     try:
-        options = parse(words, parser)
+        options = parse_quickly(words)
     except UsageError as error:
         named = next((word for word in words if word in p.NOT_BUILT), "")
-        if named and not commands_of(parser).keys() & set(words):
+        if named and not commands_of(build_parser()).keys() & set(words):
             message = f"{named} is not supported yet by this version of llmd"
             return _complain(message, REFUSED, json="--json" in words, code="not_supported")
         sys.stderr.write(error.usage)
         return _complain(str(error), USAGE)
     try:
-        return _run(parser, options)
+        return _run(options)
     except KeyboardInterrupt:
         return DONE if options.name in ("watch", "logs") else 130
     except BrokenPipeError:
@@ -59,14 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error), UNREACHABLE, json=options.json, code="unreachable")
 
 
-def _run(parser: Parser, options: Namespace) -> int:
+def _run(options: Namespace) -> int:
     if options.name == "completion":
         from llmd.ctl.completion import script
 
-        sys.stdout.write(script(parser, options.shell))
+        sys.stdout.write(script(build_parser(), options.shell))
         return DONE
     if options.make is None:
-        parser.print_help(sys.stderr)
+        build_parser().print_help(sys.stderr)
         return USAGE
     if options.name == "switch" and not options.model:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):

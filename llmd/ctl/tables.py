@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from llmd.admin.units import size
 
@@ -21,8 +21,7 @@ _PIECE = re.compile("\x1b\\[\\d*m|.", re.DOTALL)
 _LEAST_WIDTH = 8  # of a column that gives way
 
 
-@dataclass(frozen=True, slots=True)
-class Style:
+class Style(Struct, frozen=True):
     """How wide lines may be, and whether they may have colours.
 
     Attributes:
@@ -47,6 +46,8 @@ def cells(text: str) -> int:
     """Return how many cells of a terminal text takes."""
     if text.isascii():
         return len(text)
+    import unicodedata  # a library of its own, which most tables do without
+
     return sum(
         0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
         for char in text

@@ -14,7 +14,7 @@ import pytest
 from llmd import ctl, places
 from llmd.admin import protocol as p
 from llmd.admin import units
-from llmd.admin.grammar import SHELLS, UsageError, build_parser, parse
+from llmd.admin.grammar import SHELLS, UsageError, build_parser, parse, parse_quickly
 from llmd.ctl import render, tables
 from llmd.ctl.completion import script
 from llmd.ctl.tables import Style
@@ -90,6 +90,26 @@ def test_a_slip_of_the_finger_gets_a_guess(words, told, capsys):
     err = capsys.readouterr().err
     assert told in err
     assert "usage: llmctl" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--socket", "status", "queue"],  # the first word that looks like a command is none
+        ["--socket", "S", "--json", "queue"],
+        ["queue", "--socket", "S"],
+    ],
+)
+def test_building_one_commands_parser_only_is_not_seen(words):
+    assert parse_quickly(words).name == "queue"
+    assert vars(parse_quickly(words)).keys() == vars(parse(words)).keys()
+
+
+def test_help_names_all_commands_whatever_stands_before_it(capsys):
+    for words in (["-h"], ["--socket", "S", "--help"]):
+        with pytest.raises(SystemExit):
+            parse_quickly(words)
+        assert "restart " in capsys.readouterr().out
 
 
 def test_flags_for_all_may_stand_before_or_after_the_command():
