@@ -139,6 +139,7 @@ def _picture(options: argparse.Namespace) -> int:
         read_only=options.read_only,
         colours=options.theme,
         clock=clock,
+        meter=picture.Measured() if options.demo else None,
     )
     try:
         drawn = picture.draw(app, options.size, options.press.split(), "llmtui")

@@ -32,7 +32,7 @@ from llmtui.rows import (
     worker_row,
 )
 from llmtui.screens.desk import Desk
-from llmtui.state import RUNNING, held, hold, is_faulty_worker, newest_running, ticked
+from llmtui.state import RUNNING, State, held, hold, is_faulty_worker, newest_running, ticked
 from llmtui.view import View, first_rate
 from llmtui.widgets.lines import Lines
 from llmtui.widgets.paint import THEMES, palette
@@ -198,6 +198,7 @@ class Board(LeanApp):
             (self.board("events"), list(self._happened)),
         ):
             table.faded = self.shown.link != "live"
+            table.empty = _without_rows(table.id or "", self.shown)
             still = time.monotonic() - self.keyed_at <= SETTLE_S and table.id != "events"
             if table.show(hold(table.keys, keys) if still else keys):
                 self._jumped[table.id or ""] = time.monotonic()
@@ -226,10 +227,6 @@ class Board(LeanApp):
         self._title(workers, "1 Workers", f"{up} up of {len(state.workers)}", [])
         self._title(requests, "2 Requests", f"{running} running, {waiting} queued", follows + marks)
         self._title(events, "3 Events", "", [])
-        old = state.link != "live"
-        workers.empty = "not connected" if old else "no model matches"
-        requests.empty = "" if old else "nobody asks for anything"
-        events.empty = "nothing has happened"
 
     @on(Table.Fitted)
     def fitted(self) -> None:
@@ -386,3 +383,14 @@ class Board(LeanApp):
             now=self.clock,
             keymap=self.keymap,
         )
+
+
+def _without_rows(name: str, state: State) -> str:
+    """Return what a table says when it has no rows."""
+    if name == "events":
+        return "nothing has happened"
+    if state.link != "live":
+        return "not connected" if name == "workers" else ""
+    if name == "workers":
+        return "no model matches" if state.workers else "there are no models"
+    return "no request matches" if state.requests else "nobody asks for anything"

@@ -8,6 +8,7 @@ and a colour is sent when it differs from the one before.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import ClassVar
 
 from rich.color import ColorSystem
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -16,6 +17,7 @@ from rich.style import Style
 from textual._compositor import ChopsUpdate, CompositorUpdate
 from textual.app import App
 from textual.screen import Screen
+from textual.scrollbar import ScrollBar, ScrollBarRender
 from textual.strip import Strip
 
 _ATTRIBUTES = (
@@ -24,8 +26,19 @@ _ATTRIBUTES = (
 )  # fmt: skip
 
 
+class WholeCells(ScrollBarRender):
+    """Scroll bars of whole cells: half ones are no ASCII, and nobody misses them."""
+
+    VERTICAL_BARS: ClassVar[list[str]] = [" "]
+    HORIZONTAL_BARS: ClassVar[list[str]] = [" "]
+
+
 class LeanApp(App[int]):
     """An app that sends its partial updates in few bytes."""
+
+    def __init__(self, *, ansi_color: bool | None = None) -> None:
+        super().__init__(ansi_color=ansi_color)
+        ScrollBar.renderer = WholeCells  # textual has this for all bars of a process only
 
     # textual has no public place for this; what it hands on is drawn as before if it is no such
     # update any more, and a test of the bytes sent says so
