@@ -165,10 +165,7 @@ class _Check:
         if model.header is None:
             return f"{model.hf}, fetched when it is first loaded; its needs are unknown"
         needs = fleet.memory(model, context_tokens)
-        cache_mib = fleet.prompt_cache_mib(model)
-        cache = f"and {_gib(cache_mib << 20)} for prompts" if cache_mib else "and none for prompts"
-        if cache_mib < 0:
-            cache = "and any amount for prompts"
+        cache = _cache_words(fleet.prompt_cache_mib(model))
         fit = "on the GPU" if not memory_bytes else "fits"
         if memory_bytes and needs > memory_bytes:
             fit = "DOES NOT FIT"
@@ -178,7 +175,8 @@ class _Check:
             )
         return (
             f"{_gib(model.size_bytes)} {model.header.quantisation}, {context_tokens} tokens for "
-            f"each of {slot_count(model.config)} requests, needs {_gib(needs)} {cache}: {fit}"
+            f"each of {slot_count(model.config)} requests, needs {_gib(needs)} and "
+            f"{cache} prompt cache: {fit}"
         )
 
     def _admin_socket(self) -> None:
@@ -283,6 +281,12 @@ def _tls(config: Config) -> None:
             raise ConfigError(
                 [f"server.tls_cert, server.tls_key: cannot be loaded: {error}"]
             ) from error
+
+
+def _cache_words(mib: int) -> str:
+    if mib < 0:
+        return "any"
+    return f"up to {_gib(mib << 20)} of" if mib else "no"
 
 
 def _gib(size_bytes: int) -> str:

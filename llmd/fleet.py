@@ -18,10 +18,12 @@ from llmd.core.lifecycle import WorkerState
 from llmd.core.policy import PolicyStatistics
 from llmd.core.settings import ModelInfo, PolicySettings
 from llmd.errors import ModelNotFound, StartFailed
+from llmd.models.gguf import GgufHeader
 from llmd.models.live import Models
 from llmd.models.memory import (
     AUTO_CONTEXT_TOKENS,
     MIN_CONTEXT_TOKENS,
+    MemoryEstimate,
     auto_context,
     estimate_bytes,
     trained_context,
@@ -36,6 +38,7 @@ _MIB = 1 << 20
 PROMPT_CACHE_MIB = 8192  # what llama-server keeps of finished prompts unless it is told otherwise
 LEAST_PROMPT_CACHE_MIB = 64  # less would not hold one prompt
 _PROMPT_CACHES_SHARE = 4  # all prompt caches together take at most this part of the memory
+_PROMPT_CACHE_CONTEXTS = 4  # of all slots together: more prompts than that are seldom come back to
 _PROMPT_CACHE_FLAGS = ("--cache-ram", "-cram")
 
 
@@ -88,18 +91,24 @@ class Fleet:
         """
         if model.header is None:
             return model.size_bytes
+        return self._estimate(model, model.header, context_tokens).total_bytes
+
+    def _estimate(
+        self, model: CatalogModel, header: GgufHeader, context_tokens: int
+    ) -> MemoryEstimate:
         slots = slot_count(model.config)
         return estimate_bytes(
-            model.header, context_tokens * slots, slots=slots, **self._memory_options(model)
-        ).total_bytes
+            header, context_tokens * slots, slots=slots, **self._memory_options(model)
+        )
 
     def prompt_cache_mib(self, model: CatalogModel) -> int:
         """Return how much of this box's memory a worker may fill with finished prompts; -1 = all.
 
         llama-server's 8 GiB would be counted by nobody. So each model that may be loaded at once
         gets an equal part of a quarter of the memory, no more than the model itself leaves free,
-        and llama-server's own limit at most; an operator's `--cache-ram` wins. 0 where the engine
-        has no such cache, or the model no use for it.
+        what a few times its slots' contexts take, and llama-server's own limit at most; an
+        operator's `--cache-ram` wins. 0 where the engine has no such cache, or the model no use
+        for it.
         """
         if not any(map(self._engine.knows, _PROMPT_CACHE_FLAGS)):
             return 0
@@ -110,10 +119,13 @@ class Fleet:
             return 0
         at_once = self._config.worker.max_loaded or len(self._catalog.models)
         part = self._host_bytes // _PROMPT_CACHES_SHARE // max(1, at_once)
-        if self._memory_bytes:
-            needs = self.memory(model, self.planned_context(model))
-            part = min(part, max(0, self._memory_bytes - needs))
         mib = min(PROMPT_CACHE_MIB, part // _MIB)
+        if model.header is not None:
+            estimate = self._estimate(model, model.header, self.planned_context(model))
+            of_use = _PROMPT_CACHE_CONTEXTS * estimate.kv_bytes // _MIB
+            mib = min(mib, max(LEAST_PROMPT_CACHE_MIB, of_use))
+            if self._memory_bytes:
+                mib = min(mib, (self._memory_bytes - estimate.total_bytes) // _MIB)
         return mib if mib >= LEAST_PROMPT_CACHE_MIB else 0
 
     def reserve_bytes(self, model: CatalogModel) -> int:

@@ -59,9 +59,17 @@ def fleet_of(demo_models):
         ({"args": ["-cram", "many"]}, 0),
     ],
 )
-def test_a_prompt_cache_gets_what_can_be_spared(fleet_of, made, mib):
+def test_a_prompt_cache_gets_what_can_be_spared(fleet_of, monkeypatch, made, mib):
+    monkeypatch.setattr("llmd.fleet._PROMPT_CACHE_CONTEXTS", 1 << 20)  # what is of use, aside
     fleet, model = fleet_of(**made)
     assert fleet.prompt_cache_mib(model) == mib
+
+
+def test_a_prompt_cache_is_no_larger_than_is_of_use(fleet_of):
+    fleet, model = fleet_of()
+    assert fleet.prompt_cache_mib(model) == 64  # what is least of use
+    fleet, model = fleet_of(context_size=131_072)
+    assert 64 < fleet.prompt_cache_mib(model) < 8192
 
 
 def test_a_models_own_flags_go_before_those_of_all(demo_models):
@@ -76,17 +84,17 @@ def test_a_models_own_flags_go_before_those_of_all(demo_models):
 def test_the_prompt_cache_is_planned_for_and_told_to_the_worker(fleet_of):
     fleet, model = fleet_of(memory=8 * GIB)
     (info,) = fleet.model_infos()
-    assert info.reserve_bytes == 2 * GIB
-    assert info.memory_bytes == fleet.memory(model, info.context_tokens) + 2 * GIB
+    assert info.reserve_bytes == 64 << 20
+    assert info.memory_bytes == fleet.memory(model, info.context_tokens) + (64 << 20)
     words = fleet.spec("m", 0).argv
-    assert words[words.index("--cache-ram") + 1] == "2048"
+    assert words[words.index("--cache-ram") + 1] == "64"
 
 
 def test_an_operators_flag_comes_last_and_so_wins(fleet_of):
     fleet, _ = fleet_of(args=("--cache-ram", "77"))
     words = fleet.spec("m", 0).argv
     assert words[-2:] == ("--cache-ram", "77")
-    assert "8192" not in words
+    assert "64" not in words
 
 
 def test_on_a_gpu_no_memory_is_planned_for_the_cache(fleet_of):
