@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -123,10 +123,12 @@ class AsyncClient(Asking):
 
     # --- what goes on -----------------------------------------------------------------------
 
-    async def subscribe(self, *topics: str) -> AsyncIterator[p.Snapshot | p.Event | p.Lagged]:
+    async def subscribe(
+        self, *topics: str
+    ) -> AsyncGenerator[p.Snapshot | p.Event | p.Lagged, None]:
         """Yield a snapshot, then each change as it comes; no topics = all of `p.TOPICS`.
 
-        Has a connection of its own, which ends with the iterator (`aclose` it, or iterate within
+        Has a connection of its own, which ends with the generator (`aclose` it, or iterate within
         `contextlib.aclosing`), so other calls go on meanwhile. After `Lagged` comes another
         snapshot. Ends when the daemon does.
 
@@ -138,7 +140,7 @@ class AsyncClient(Asking):
             if isinstance(message, p.Snapshot | p.Event | p.Lagged):
                 yield message
 
-    async def follow(self, model: str, *, lines: int = 0) -> AsyncIterator[p.LogLine]:
+    async def follow(self, model: str, *, lines: int = 0) -> AsyncGenerator[p.LogLine, None]:
         """Yield the last `lines` lines of a model's worker, then each that comes.
 
         Has a connection of its own, as `subscribe` has.
@@ -152,7 +154,7 @@ class AsyncClient(Asking):
                 for line in message.lines:
                     yield line
 
-    async def _stream(self, command: p.Command[R]) -> AsyncIterator[p.AnyMessage]:
+    async def _stream(self, command: p.Command[R]) -> AsyncGenerator[p.AnyMessage, None]:
         codec = Codec()
         link = await _Link.open(self.path)
         try:

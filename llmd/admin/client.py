@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -73,10 +73,11 @@ class Client(Asking):
 
     # --- what goes on -----------------------------------------------------------------------
 
-    def subscribe(self, *topics: str) -> Iterator[p.Snapshot | p.Event | p.Lagged]:
+    def subscribe(self, *topics: str) -> Generator[p.Snapshot | p.Event | p.Lagged, None, None]:
         """Yield a snapshot, then each change as it comes; no topics = all of `p.TOPICS`.
 
-        Has a connection of its own, which ends with the iterator, so other calls go on meanwhile.
+        Has a connection of its own, which ends with the generator (`close` it, or iterate within
+        `contextlib.closing`), so other calls go on meanwhile.
         After `Lagged` comes another snapshot. Ends when the daemon does.
 
         Raises:
@@ -87,7 +88,7 @@ class Client(Asking):
             if isinstance(message, p.Snapshot | p.Event | p.Lagged):
                 yield message
 
-    def follow(self, model: str, *, lines: int = 0) -> Iterator[p.LogLine]:
+    def follow(self, model: str, *, lines: int = 0) -> Generator[p.LogLine, None, None]:
         """Yield the last `lines` lines of a model's worker, then each that comes.
 
         Has a connection of its own, as `subscribe` has.
@@ -99,7 +100,7 @@ class Client(Asking):
             elif isinstance(message, p.Lines):
                 yield from message.lines
 
-    def _stream(self, command: p.Command[R]) -> Iterator[p.AnyMessage]:
+    def _stream(self, command: p.Command[R]) -> Generator[p.AnyMessage, None, None]:
         codec = Codec()
         link = _Link.open(self.path)
         try:
