@@ -138,17 +138,19 @@ def _rates(state: State, look: Look, width: int) -> Line:
 
 
 def _box(state: State, look: Look, own: Own, width: int) -> Line:
+    """Return what is full: the GPUs, or what models hold of main memory where there are none."""
     totals = state.totals
     gap: Part = (" | " if look.ascii_only else " │ ", "dim")
-    parts: Line = [(" ", "")]
-    for number, gpu in enumerate((totals.gpus or ())[: 1 if width < 130 else 2]):
-        parts += [*_gpu(number, gpu, look, 8), gap]
-    parts += [("models ", "dim"), *_memory(state, look, 8 if totals.gpus else 14)]
     free = totals.memory_limit_bytes - totals.memory_held_bytes
+    room: Line = []
     if totals.memory_limit_bytes and free > 0:
-        parts += [(" free ", "dim"), (size(free), "")]
-    parts += [gap, *_ram(totals), gap, *_own(own)]
-    return parts
+        room = [("  free ", "dim"), (size(free), "")]
+    parts: Line = [(" ", "")]
+    for number, gpu in enumerate((totals.gpus or ())[: 1 if width < 160 else 2]):
+        parts += [*([gap] if number else []), *_gpu(number, gpu, look, 8)]
+    if not totals.gpus:
+        parts += [("models ", "dim"), *_memory(state, look, 14)]
+    return [*parts, *room, gap, *_ram(totals), gap, *_own(own)]
 
 
 def _gpu(number: int, gpu: p.Gpu, look: Look, length: int) -> Line:
@@ -204,7 +206,7 @@ def _short(state: State, look: Look, width: int) -> Line:
         parts += [("  SM ", "dim"), (f"{gpu.utilization:.0%}", "")]
     if gpu.memory_used_bytes is not None and gpu.memory_total_bytes:
         parts += [("  VRAM ", "dim"), (_of(gpu.memory_used_bytes, gpu.memory_total_bytes), "")]
-    if gpu.temperature_c is not None:
+    if gpu.temperature_c is not None and width >= 86:
         parts.append((f"  {gpu.temperature_c:.0f}C", ""))
     return parts
 

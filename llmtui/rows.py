@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmd.admin import protocol as p
 from llmtui.form import bar, count, fit, size, span, spark
@@ -26,6 +26,9 @@ _REQUEST_STYLE = {
     "decode": "ok", "prefill": "accent", "queued": "", "received": "dim", "done": "dim",
     "cancelled": "dim", "abandoned": "dim", "refused": "warn", "failed": "bad", "timed_out": "bad",
 }  # fmt: skip
+
+
+_CLASSES = {"high": ("hi", "accent"), "normal": ("st", ""), "low": ("lo", "dim")}
 
 
 @dataclass(frozen=True)
@@ -52,70 +55,120 @@ class Column:
     weight: int = 1
 
 
-_WORKER_COLUMNS = (
-    Column("st", "ST", 9),
-    Column("model", "MODEL", 0, weight=3),
-    Column("mem", "MEM", 7, right=True),
-    Column("slots", "SLOT", 5, right=True),
-    Column("kv", "KV%", 4, right=True),
-    Column("rate", "t/s", 5, right=True),
-    Column("ttft", "TTFT95", 6, right=True),
-    Column("queue", "QUE", 4, right=True),
-    Column("last", "LAST 60s", 14),
-    Column("since", "FOR", 6, right=True),
-    Column("crashes", "CRS", 3, right=True),
-    Column("note", "NOTE", 0, weight=3),
-)
-_REQUEST_COLUMNS = (
-    Column("id", "ID", 8),
-    Column("st", "ST", 9),
-    Column("prio", "PRI", 4),
-    Column("model", "MODEL", 0, weight=4),
-    Column("client", "CLIENT", 0, weight=3),
-    Column("wait", "WAIT", 6, right=True),
-    Column("prompt", "PROMPT", 6, right=True),
-    Column("gen", "GEN/MAX", 9, right=True),
-    Column("speed", "t/s", 5, right=True),
-    Column("age", "AGE", 6, right=True),
-    Column("eta", "ETA", 6, right=True),
-    Column("why", "WHY", 0, weight=5),
-)
-_DROPS = (  # below this width, these columns go
-    (110, ("ttft", "last", "since", "crashes", "wait", "prompt", "prio", "speed")),
-    (90, ("age",)),
-    (72, ("mem", "rate", "client")),
-)
+_WORKERS = (  # from which width on, and what is shown there
+    (108, (
+        Column("st", "ST", 9),
+        Column("model", "MODEL", 0, weight=3),
+        Column("mem", "MEM", 7, right=True),
+        Column("slots", "SLOT", 5, right=True),
+        Column("kv", "KV%", 4, right=True),
+        Column("rate", "t/s", 5, right=True),
+        Column("ttft", "TTFT95", 6, right=True),
+        Column("queue", "QUE", 4, right=True),
+        Column("last", "LAST 60s", 14),
+        Column("since", "FOR", 6, right=True),
+        Column("crashes", "CRS", 3, right=True),
+        Column("note", "NOTE", 0, weight=4),
+    )),
+    (70, (
+        Column("st", "ST", 9),
+        Column("model", "MODEL", 0, weight=4),
+        Column("mem", "MEM", 7, right=True),
+        Column("slots", "SLOT", 5, right=True),
+        Column("kv", "KV%", 4, right=True),
+        Column("rate", "t/s", 5, right=True),
+        Column("queue", "QUE", 4, right=True),
+        Column("note", "NOTE", 0, weight=5),
+    )),
+    (0, (
+        Column("st", "ST", 9),
+        Column("model", "MODEL", 0, weight=3),
+        Column("slots", "SLOT", 5, right=True),
+        Column("kv", "KV%", 4, right=True),
+        Column("queue", "QUE", 4, right=True),
+        Column("note", "NOTE", 0, weight=3),
+    )),
+)  # fmt: skip
+_REQUESTS = (
+    (108, (
+        Column("id", "ID", 8),
+        Column("st", "ST", 10),
+        Column("prio", "PRI", 4),
+        Column("model", "MODEL", 0, weight=4),
+        Column("client", "CLIENT", 0, weight=3),
+        Column("wait", "WAIT", 6, right=True),
+        Column("hit", "PROMPT(hit)", 11, right=True),
+        Column("gen", "GEN/MAX", 9, right=True),
+        Column("speed", "t/s", 5, right=True),
+        Column("age", "AGE", 6, right=True),
+        Column("eta", "ETA", 6, right=True),
+        Column("why", "WHY", 0, weight=6),
+    )),
+    (70, (
+        Column("id", "ID", 6),
+        Column("word", "ST", 8),
+        Column("class", "P", 2),
+        Column("model", "MODEL", 0, weight=5),
+        Column("client", "CLIENT", 0, weight=3),
+        Column("place", "GEN/MAX", 9, right=True),
+        Column("speed", "t/s", 5, right=True),
+        Column("age", "AGE", 5, right=True),
+        Column("eta", "ETA", 5, right=True),
+        Column("short", "WHY", 6),
+    )),
+    (0, (
+        Column("id", "ID", 6),
+        Column("word", "ST", 8),
+        Column("model", "MODEL", 0),
+        Column("place", "GEN/MAX", 9, right=True),
+        Column("eta", "ETA", 5, right=True),
+        Column("short", "WHY", 6),
+    )),
+)  # fmt: skip
+_SPARED = ("kv", "ttft", "crashes", "prio", "class", "age", "speed")  # for wide names
+_REASONS = {  # why a model is off
+    "operator": "by an operator", "demand": "made room", "max_delay": "made room",
+    "higher_class": "made room", "idle_timeout": "was idle", "context_reload": "reloads",
+}  # fmt: skip
+_RULES = {  # why one waits, where there is hardly room to say it
+    "slots_busy": "slots", "behind": "behind", "key_concurrency": "key", "model_loading": "load",
+    "model_backoff": "crash", "model_not_loaded": "held", "draining_other": "drain",
+    "min_residency": "held", "context_reload": "reload", "admission_closed": "closed",
+    "yielding": "yields", "worker_died": "died",
+}  # fmt: skip
 
 
-def columns(table: Sequence[Column], width: int, *, wide: bool = False) -> list[Column]:
-    """Return the columns that fit into `width` cells, each with its width."""
-    dropped = {name for limit, names in _DROPS if width < limit for name in names}
-    shown = [column for column in table if column.name not in dropped]
+Layouts = Sequence[tuple[int, Sequence[Column]]]
+
+
+def columns(layouts: Layouts, width: int, *, wide: bool = False) -> list[Column]:
+    """Return the columns of the layout for `width` cells, each with its width."""
+    shown = next(list(found) for least, found in layouts if width >= least)
     if wide:
-        shown = [c for c in shown if c.name not in ("kv", "ttft", "crashes", "prio", "age")]
+        shown = [column for column in shown if column.name not in _SPARED]
     left = max(0, width - sum(column.width for column in shown) - (len(shown) - 1))
     weight = sum(column.weight for column in shown if not column.width)
-    made, rest = [], left
+    made, rest, last = [], left, 0
     for column in shown:
         if column.width:
             made.append(column)
             continue
         part = left * column.weight // weight
         rest -= part
-        made.append(Column(column.name, column.title, part, column.right))
-    last = made[-1]
-    made[-1] = Column(last.name, last.title, last.width + rest, last.right)
+        last = len(made)
+        made.append(replace(column, width=part))
+    made[last] = replace(made[last], width=made[last].width + rest)
     return made
 
 
 def worker_columns(width: int, look: Look) -> list[Column]:
     """Return the columns of the workers' table."""
-    return columns(_WORKER_COLUMNS, width, wide=look.wide)
+    return columns(_WORKERS, width, wide=look.wide)
 
 
 def request_columns(width: int, look: Look) -> list[Column]:
     """Return the columns of the requests' table."""
-    return columns(_REQUEST_COLUMNS, width, wide=look.wide)
+    return columns(_REQUESTS, width, wide=look.wide)
 
 
 def heading(shown: Sequence[Column]) -> str:
@@ -189,24 +242,28 @@ def _course(worker: p.Worker, state: State, width: int, now: float, look: Look) 
 
 
 def load_progress(worker: p.Worker, now: float) -> float | None:
-    """Return how far a load is, 0 to 1, as the clock has it; None when there is none."""
+    """Return how far a load is, 0 to 1, by the clock where nobody knows; None without one."""
     if worker.state not in ("starting", "loading"):
         return None
+    if worker.load_progress is not None:
+        return worker.load_progress
     if worker.since_at is not None and worker.load_s > 0:
         return min(0.99, max(0.0, (now - worker.since_at) / worker.load_s))
-    return worker.load_progress or 0.0
+    return 0.0
 
 
 def _note(worker: p.Worker, now: float) -> Part:
     progress = load_progress(worker, now)
     if progress is not None:
-        left = worker.load_s - (now - (worker.since_at or now))
+        left = worker.load_left_s
+        if left is None:
+            left = worker.load_s - (now - (worker.since_at or now))
         return f"{progress:.0%}, ETA {span(left) if left > 0 else 'any moment'}", "accent"
     if worker.retry_at is not None and worker.state in ("backoff", "failed"):
         reason = worker.reason or worker.last_failure or worker.state
-        return f"retry in {span(worker.retry_at - now)}: {reason}", "bad"
+        return f"{reason}, retry in {span(worker.retry_at - now)}", "bad"
     style = "warn" if worker.leaving else "dim"
-    return worker.note or worker.reason, style
+    return worker.note or _REASONS.get(worker.reason, worker.reason), style
 
 
 def request_row(
@@ -217,9 +274,9 @@ def request_row(
 
     def cell(name: str, width: int) -> Part:
         if name == "id":
-            return short_id(request.id), ""
-        if name == "st":
-            return _request_state(request, silent=silent)
+            return short_id(request.id)[-width:], ""
+        if name in ("st", "word"):
+            return _request_state(request, silent=silent, place=name == "st")
         if name == "model":
             return request.model or "-", ""
         if name == "client":
@@ -229,8 +286,11 @@ def request_row(
             words = {"normal": "norm"}
             word = request.priority
             return words.get(word, word), styles.get(word, "")
-        if name == "why":
-            return request_why(request, now), "bad" if silent else "dim"
+        if name == "class":
+            return _CLASSES.get(request.priority, ("", ""))
+        if name in ("why", "short"):
+            why = request_why(request, now) if name == "why" else _short_why(request, now)
+            return why, "bad" if silent else "dim"
         return _request_number(request, name, now)
 
     base = "dim" if request.ended else "new" if request.id in state.fresh else ""
@@ -254,11 +314,11 @@ def short_id(name: str) -> str:
     return name[-8:]
 
 
-def _request_state(request: p.Request, *, silent: bool) -> Part:
+def _request_state(request: p.Request, *, silent: bool, place: bool) -> Part:
     if silent:
         return "STALLED", "bad"
     text = request.state.upper()
-    if request.state == "queued" and request.position:
+    if place and request.state == "queued" and request.position:
         text = f"QUEUED #{request.position}" if request.position < 100 else f"Q #{request.position}"
     return text, _REQUEST_STYLE.get(request.state, "")
 
@@ -267,11 +327,14 @@ def _request_number(request: p.Request, name: str, now: float) -> Part:
     if name == "wait":
         waits = request.queued_at is not None and request.granted_at is None and not request.ended
         return span(now - (request.queued_at or now) if waits else request.wait_s), ""
-    if name == "prompt":
+    if name == "hit":
         mark = "" if request.prompt_exact else "~"
-        return mark + count(request.prompt_tokens), ""
-    if name == "gen":
+        hit = f" ({count(request.cached_tokens)})" if request.cached_tokens else ""
+        return f"{mark}{count(request.prompt_tokens)}{hit}", ""
+    if name in ("gen", "place"):
         limit = "∞" if request.max_tokens is None else count(request.max_tokens)
+        if name == "place" and request.position and not request.granted_at:
+            return f"#{request.position} {limit}", ""
         made = count(request.completion_tokens) if request.granted_at else "-"
         return f"{made}/{limit}", ""
     if name == "speed":
@@ -296,6 +359,19 @@ def request_why(request: p.Request, now: float) -> str:
     if request.state in ("queued", "received") and request.why is not None:
         return request.why.detail or request.why.rule.replace("_", " ")
     return f"retried {request.retries}x" if request.retries else ""
+
+
+def _short_why(request: p.Request, now: float) -> str:
+    """Return the same in a word."""
+    if request.ended:
+        return request.code or request.cancel_cause
+    if request.silent_since_at is not None and request.state in RUNNING:
+        return span(now - request.silent_since_at)
+    if request.state == "prefill" and request.progress:
+        return f"{request.progress:.0%}"
+    if request.state in ("queued", "received") and request.why is not None:
+        return _RULES.get(request.why.rule, request.why.rule.replace("_", " "))
+    return f"retry{request.retries}" if request.retries else ""
 
 
 def request_flag(request: p.Request, now: float) -> str:

@@ -23,7 +23,9 @@ def size(number: int) -> str:
         if value < 1023.5:
             return f"{value:.0f}{unit}"
         value /= 1024
-    return f"{value:.1f}G" if value < 1000 else f"{value / 1024:.1f}T"
+    if value < 1000:
+        return f"{value:.1f}G" if value < 99.95 else f"{value:.0f}G"
+    return f"{value / 1024:.1f}T"
 
 
 def span(seconds: float | None) -> str:

@@ -1,0 +1,219 @@
+"""A made-up box that moves: what `--demo` and the README's picture show.
+
+Numbers follow from the clock alone, so every start looks the same.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from llmd import __version__
+from llmd.admin import protocol as p
+
+GIB = 1 << 30
+LIMIT = 133 * GIB  # the GPU's memory but for the reserve
+_CYCLE_S = 60.0
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One request of the play: when it is granted and ends, in seconds of the cycle."""
+
+    id: str
+    model: str
+    key: str
+    priority: str
+    prompt: int
+    limit: int
+    rate: float
+    cached: int = 0
+
+
+QWEN, GEMMA, LLAMA = "qwen3-32b-q4", "gemma3-27b-q4", "llama3.3-70b-q4"
+_CAST = (
+    _Part("r-8f21c04a", QWEN, "ci-bot", "high", 4100, 2048, 53.1, 3900),
+    _Part("r-8f1ea711", QWEN, "alice", "normal", 812, 1024, 52.8),
+    _Part("r-8f1c90de", QWEN, "bob", "normal", 31000, 4096, 48.0, 2000),
+    _Part("r-8f1b55f0", QWEN, "dora", "normal", 1900, 800, 51.4),
+    _Part("r-8f02e9b3", GEMMA, "eval", "normal", 220, 256, 0.0),
+    _Part("r-8f2277aa", GEMMA, "eval", "normal", 240, 512, 61.7),
+)
+_WAITING = (
+    _Part("r-8f301122", QWEN, "ci-bot", "high", 2200, 512, 0),
+    _Part("r-8f336b01", LLAMA, "carol", "normal", 640, 2048, 0),
+    _Part("r-8f34d8c2", LLAMA, "carol", "normal", 702, 2048, 0),
+    _Part("r-8f35aa90", QWEN, "batch-7", "low", 9000, 4096, 0),
+    _Part("r-8f35ab17", QWEN, "batch-7", "low", 8800, 4096, 0),
+    _Part("r-8f35acd4", QWEN, "batch-7", "low", 9100, 4096, 0),
+)
+
+
+class Play:
+    """The box: what is loaded, who runs and who waits, as the clock has it.
+
+    Args:
+        clock: Unix seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.clock = clock
+        self.began = clock()
+        self.generation = 41
+        self.gone: dict[str, p.Request] = {}
+        self.loading: dict[str, float] = {LLAMA: self.began - 8}
+        self.off: set[str] = set()
+        self.notices: list[p.Notice] = []
+        for ago, text in (
+            (11_060, "listening url=http://127.0.0.1:8080 engine=path models=5"),
+            (11_000, f"worker ready model={GEMMA} load_s=11.2"),
+            (10_980, f"worker ready model={QWEN} load_s=14.1"),
+            (8, f"operator: switch user=root uid=0 model={LLAMA} evict=gemma3-12b generation=41"),
+            (8, f"worker loading model={LLAMA}"),
+        ):
+            self.note(text, at=self.began - ago)
+
+    def note(self, text: str, *, at: float | None = None) -> None:
+        """Write a line into the daemon's log."""
+        seq = len(self.notices) + 1
+        self.notices.append(p.Notice(seq=seq, at=at or self.clock(), level="info", text=text))
+
+    # --- the play ---------------------------------------------------------------------------
+
+    def requests(self, now: float) -> dict[str, p.Request]:
+        """Return the requests, ended ones as they ended."""
+        made = [self._running(number, part, now) for number, part in enumerate(_CAST)]
+        made += [self._queued(number, part) for number, part in enumerate(_WAITING)]
+        return {request.id: self.gone.get(request.id, request) for request in made}
+
+    def _running(self, number: int, part: _Part, now: float) -> p.Request:
+        base = p.Request(
+            id=part.id, state="decode", model=part.model, key=part.key, client="127.0.0.1",
+            path="/v1/chat/completions", priority=part.priority, stream=True,
+            received_at=self.began - 10 + number, queued_at=self.began - 10 + number,
+            granted_at=self.began - 9.5 + number, prompt_tokens=part.prompt, prompt_exact=True,
+            cached_tokens=part.cached, max_tokens=part.limit, wait_s=0.5, worker_pid=4100,
+        )  # fmt: skip
+        if part.prompt > 20_000:
+            share = min(0.99, ((now - self.began) % _CYCLE_S + 20) / (_CYCLE_S + 25))
+            return replace(base, state="prefill", progress=share, eta_at=None)
+        if not part.rate:
+            return replace(
+                base, completion_tokens=88, tokens_per_s=0.0, silent_since_at=self.began - 20
+            )
+        done = int((now - self.began + 10) * part.rate) % part.limit
+        left_s = (part.limit - done) / part.rate
+        rate = round(part.rate + 2 * math.sin(now / 3 + number), 1)
+        return replace(
+            base, completion_tokens=done, tokens_per_s=rate, progress=done / part.limit,
+            first_token_at=self.began - 9 + number, eta_at=round(now + left_s),
+        )  # fmt: skip
+
+    def _queued(self, number: int, part: _Part) -> p.Request:
+        at = self.began - 14 + 2 * number
+        if part.model == LLAMA:
+            why = p.Why(at=at, rule="model_loading", position=number, detail=f"loading {LLAMA}")
+        elif part.key == "batch-7":
+            why = p.Why(
+                at=at, rule="key_concurrency", position=number, detail="key at 4/4 concurrent"
+            )
+        else:
+            why = p.Why(at=at, rule="slots_busy", position=1, detail="4/4 slots busy")
+        position = max(1, number - 1) if part.model == QWEN else max(1, number)
+        return p.Request(
+            id=part.id, state="queued", model=part.model, key=part.key, client="127.0.0.1",
+            path="/v1/chat/completions", priority=part.priority, received_at=at, queued_at=at,
+            prompt_tokens=part.prompt, max_tokens=part.limit, position=position, why=why,
+            eta_at=self.began + 30 + 20 * number,
+        )  # fmt: skip
+
+    def workers(self, now: float) -> dict[str, p.Worker]:
+        """Return the workers by model."""
+        requests = [r for r in self.requests(now).values() if not r.ended]
+        made = {}
+        for name, gib, slots, load_s in (
+            (QWEN, 24.1, 4, 14.0),
+            (GEMMA, 19.8, 4, 11.0),
+            (LLAMA, 42.0, 2, 40.0),
+            ("phi4-14b-q8", 14.9, 0, 8.0),
+            ("qwen3-coder-30b", 20.5, 0, 14.0),
+        ):
+            mine = [r for r in requests if r.model == name]
+            running = sum(r.state != "queued" for r in mine)
+            queued = {"normal": len(mine) - running}
+            size = int(gib * GIB)
+            worker = p.Worker(
+                model=name,
+                state="off",
+                estimate_bytes=size,
+                load_s=load_s,
+                queued=queued,
+                fits=True,
+            )
+            began = self.loading.get(name)
+            if name in self.off:
+                worker = replace(worker, note="unloaded by an operator")
+            elif began is not None and now - began < load_s:
+                worker = replace(worker, state="loading", since_at=began, memory_bytes=size)
+            elif slots or began is not None:
+                rate = sum(r.tokens_per_s or 0.0 for r in mine)
+                worker = replace(
+                    worker, state="ready", slots=slots or 4, slots_busy=running, running=running,
+                    since_at=began or self.began - 11_000, memory_bytes=size, fits=None, pid=4100,
+                    context_tokens=32_768, tokens_per_s=round(rate, 1),
+                    first_token_p95_s=0.6 + gib / 16,
+                    kv_used=min(0.9, 0.2 * running + 0.05), starts=1,
+                )  # fmt: skip
+            elif name.startswith("phi"):
+                worker = replace(
+                    worker, state="backoff", since_at=self.began - 6, crashes=3, starts=3,
+                    retry_at=now + 24 - (now - self.began) % 24, reason="exit 139",
+                    last_failure="killed by signal 11 while it loaded", fits=None,
+                )  # fmt: skip
+            else:
+                worker = replace(worker, note="fits now")
+            made[name] = worker
+        return made
+
+    def totals(self, now: float) -> p.Totals:
+        """Return the box in a line."""
+        workers = self.workers(now).values()
+        waiting = sum(worker.waiting for worker in workers)
+        return p.Totals(
+            running=sum(w.running for w in workers), slots=sum(w.slots for w in workers),
+            slots_busy=sum(w.slots_busy for w in workers), queued=waiting, max_queued=512,
+            oldest_at=self.began - 14 if waiting else None,
+            tokens_per_s=sum(w.tokens_per_s for w in workers),
+            prefill_tokens_per_s=2700 + 400 * math.sin(now / 5), first_token_p50_s=0.42,
+            first_token_p95_s=2.1, wait_p95_s=6.3, limited_per_min=2, ended_5m=184,
+            memory_held_bytes=sum(w.memory_bytes for w in workers), memory_limit_bytes=LIMIT,
+            memory_used_bytes=61 * GIB, memory_total_bytes=128 * GIB,
+            gpus=(self._gpu(now, sum(w.memory_bytes for w in workers)),),
+        )  # fmt: skip
+
+    def _gpu(self, now: float, held: int) -> p.Gpu:
+        return p.Gpu(
+            name="NVIDIA H200", utilization=0.88 + 0.05 * math.sin(now / 4),
+            memory_used_bytes=held, memory_total_bytes=141 * GIB,
+            temperature_c=round(64 + math.sin(now / 9)), power_w=round(412 + 9 * math.sin(now / 4)),
+        )  # fmt: skip
+
+    def daemon(self) -> p.Daemon:
+        """Return the daemon."""
+        return p.Daemon(
+            version=__version__, pid=4000, host="demo", started_at=self.began - 273_600,
+            state="ok", admission_open=True, generation=self.generation, url="http://127.0.0.1:8080",
+        )  # fmt: skip
+
+    def unloaded(self, model: str) -> None:
+        """Take a model out, and end what runs there."""
+        now = self.clock()
+        self.off.add(model)
+        self.loading.pop(model, None)
+        for request in self.requests(now).values():
+            if request.model == model and not request.ended and request.state != "queued":
+                self.gone[request.id] = replace(request, state="done", ended_at=now)
