@@ -117,7 +117,7 @@ def _serve(options: argparse.Namespace) -> int:
     from llmd.config import load
 
     loaded = load(options.config, env=os.environ, overrides=_overrides(options))
-    from llmd.daemon import run_serve
+    from llmd.programs import run_serve
 
     return run_serve(loaded)
 
@@ -132,7 +132,7 @@ def _overrides(options: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from llmd.daemon import run_demo
+    from llmd.programs import run_demo
 
     return run_demo(
         host="127.0.0.1" if options.host is None else options.host,

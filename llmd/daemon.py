@@ -7,18 +7,13 @@ operators watch. A second signal skips the waiting.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
-import resource
 import signal
 import ssl
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import trio
@@ -35,8 +30,8 @@ from llmd.api.routes import health
 from llmd.api.schema import SchemaLimits
 from llmd.api.server import HttpServer
 from llmd.api.services import Services
-from llmd.config import Config, Loaded, ModelConfig, Server
-from llmd.config.places import runtime_dir, state_dir
+from llmd.config import Config
+from llmd.config.places import runtime_dir
 from llmd.core import policy
 from llmd.core.events import Action, StopWorker, SwitchRequested, WorkerChanged
 from llmd.core.lifecycle import RequestState, WorkerState
@@ -49,7 +44,7 @@ from llmd.fleet import Fleet, total_memory_bytes
 from llmd.models.catalog import Catalog
 from llmd.models.live import LiveCatalog
 from llmd.observe import sdnotify
-from llmd.observe.log import log, setup
+from llmd.observe.log import log
 from llmd.observe.metrics import Metrics
 from llmd.registry import Registry
 from llmd.scheduler import Scheduler
@@ -395,90 +390,5 @@ def _tls_context(config: Config) -> ssl.SSLContext | None:
     return context
 
 
-# --- programs ------------------------------------------------------------------------------
-
-
-def run_serve(loaded: Loaded) -> int:
-    """Run `llmd serve` and return its exit status.
-
-    Raises:
-        ConfigError: What is configured cannot be served.
-    """
-    setup(loaded.config.log.level, loaded.config.log.format)
-    for warning in loaded.warnings:
-        log(_log, warning, logging.WARNING)
-    _raise_descriptor_limit()
-    trio.run(serve, loaded.config, strict_exception_groups=True)
-    return 0
-
-
-def run_demo(*, host: str, port: int) -> int:
-    """Run `llmd demo`: two tiny models, written here, and what to try with them."""
-    directory = state_dir(os.environ) / "demo"
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise ConfigError([f"the demo models cannot be written to {directory}: {why}"]) from error
-    # in a process of its own: numpy and gguf would stay in the daemon's memory for good
-    written = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "llmd.models.demo", str(directory)], check=False
-    )
-    if written.returncode:
-        raise ConfigError([f"the demo models could not be written to {directory}"])
-    config = Config(
-        server=Server(host=host, port=port),
-        # one thread: two that wait for each other by spinning starve a small box
-        models=tuple(
-            ModelConfig(name=name, path=str(directory / f"{name}.gguf"), threads=1)
-            for name in ("demo-small", "demo-large")
-        ),
-    )
-    setup(config.log.level, config.log.format)
-    _raise_descriptor_limit()
-    trio.run(partial(serve, config, task_status=_DemoGuide()), strict_exception_groups=True)
-    return 0
-
-
-class _DemoGuide:
-    """Says what to try once the demo listens."""
-
-    def started(self, value: Bound | None = None) -> None:
-        assert value is not None
-        sys.stdout.write(_DEMO.format(url=value.url))
-        sys.stdout.flush()
-
-
-def _raise_descriptor_limit() -> None:
-    """Take as many descriptors as are allowed: each client costs one, or two while it is served."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-_DEMO = """
-llmd serves two tiny models with random weights at {url}: their answers mean nothing.
-Try, in another terminal:
-
-  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
-    -d '{{"model":"demo-small","messages":[{{"role":"user","content":"Hello"}}],"max_tokens":40}}'
-
-or, with `pip install openai`:
-
-  from openai import OpenAI
-
-  client = OpenAI(base_url="{url}/v1", api_key="none-needed")
-  for chunk in client.chat.completions.create(
-      model="demo-large",
-      messages=[{{"role": "user", "content": "Hello"}}],
-      max_tokens=40,
-      stream=True,
-  ):
-      print(chunk.choices[0].delta.content or "", end="", flush=True)
-
-Asking for the other model switches to it. What goes on: {url}/requests, {url}/v1/models,
-{url}/queue/metrics, {url}/metrics. Ctrl+C ends the demo.
-
-"""
 _LAST_WORDS_S = 2.0  # for the errors that requests cut by the shutdown still get
 _TROUBLE = frozenset({WorkerState.BACKOFF, WorkerState.FAILED})

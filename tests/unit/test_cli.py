@@ -29,7 +29,7 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.fixture
 def daemon(monkeypatch):
     """Stand in for the daemon; `calls` is what it was started with."""
-    module = types.ModuleType("llmd.daemon")
+    module = types.ModuleType("llmd.programs")
     module.calls = []
 
     def run_serve(loaded):
@@ -41,7 +41,7 @@ def daemon(monkeypatch):
         return 0
 
     module.run_serve, module.run_demo = run_serve, run_demo
-    monkeypatch.setitem(sys.modules, "llmd.daemon", module)
+    monkeypatch.setitem(sys.modules, "llmd.programs", module)
     return module
 
 

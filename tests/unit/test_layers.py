@@ -37,7 +37,7 @@ LAYERS: dict[str, int] = {
     "llmd.admin": 4,
     "llmd.client": 4,
     "llmd.daemon": 5,
-    "llmd.demo": 5,
+    "llmd.programs": 5,
     "llmd.check": 5,
     "llmd.cli": 5,
     "llmd.ctl": 5,
@@ -50,6 +50,7 @@ STRANGERS = {
     "llmd.api": {"llmd.admin", "llmd.client"},
     "llmd.admin": {"llmd.api"},
     "llmd.daemon": {"llmtui"},
+    "llmd.programs": {"llmtui"},
     "llmtui": {"llmd.core", "llmd.errors", "llmd.config", "llmd.daemon", "llmd.cli", "llmd.ctl"},
 }
 """Rooms that must not know each other though their layers would let them."""
