@@ -95,7 +95,7 @@ class Operations:
     def state_of(self, model: CatalogModel) -> WorkerState:
         """Return what a model's worker is doing; a file that cannot be loaded is `failed`.
 
-        One that has been told to start is `starting`, although its own task has not begun to.
+        One that is to start by an operator's wish, or has been told to, is `starting`.
         """
         if model.fault:
             return WorkerState.FAILED

@@ -305,9 +305,14 @@ class Scheduler:
         return policy.load_progress(self.state, self.state.model(model), self._clock())
 
     def starting(self, model: str) -> bool:
-        """Return whether `model` has been told to start and has not begun to."""
-        known = self.state.models.get(model)
-        return known is not None and known.starting
+        """Return whether `model` is to start and has not begun to.
+
+        It has been told to, or room is being made for it because an operator wants it.
+        """
+        known, want = self.state.models.get(model), self.state.wants.get(model)
+        return (known is not None and known.starting) or (
+            want is not None and want.rule is Rule.OPERATOR
+        )
 
     def learn(self, info: ModelInfo) -> None:
         """Take in a model that has come to the catalog, or what has changed about one."""

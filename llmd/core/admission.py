@@ -100,6 +100,27 @@ def _turned_away(
     return None
 
 
+def reject_line(
+    state: SchedulerState,
+    model: Model,
+    refusal: Refusal,
+    message: str,
+    retry_after_s: float,
+    actions: list[Action],
+    *,
+    final: bool = False,
+    above_context: int = -1,
+) -> None:
+    """Turn away all that waits for `model` and needs more context than `above_context`."""
+    for waiting in sorted(model.line, key=lambda w: w.seq):
+        if waiting.item.context_tokens > above_context:
+            state.queue.remove(waiting)
+            story = tuple(waiting.story)
+            actions.append(
+                Reject(waiting.item.id, refusal, message, retry_after_s, story, final=final)
+            )
+
+
 def shut(state: SchedulerState) -> tuple[str, float]:
     """Return message and retry_after_s of a refusal while admission is closed."""
     longest = max((m.service_s or 0.0 for m in state.present.values()), default=0.0)

@@ -18,6 +18,7 @@ from llmd.core.admission import (
     may_load,
     not_loaded,
     oversized,
+    reject_line,
     release,
     shut,
     submit,
@@ -50,7 +51,7 @@ from llmd.core.forecast import eta_s
 from llmd.core.lifecycle import WorkerState
 from llmd.core.policy_state import Model, SchedulerState
 from llmd.core.queue import NO_RANK
-from llmd.core.residency import advance, next_due, place, reject_line, review
+from llmd.core.residency import advance, next_due, place, review
 from llmd.core.settings import ModelInfo, PolicySettings
 from llmd.core.switching import Plan, plan_switch, switch, unload
 

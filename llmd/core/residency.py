@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 
+from llmd.core.admission import reject_line
 from llmd.core.demand import Demand, demand_due, demand_for, demands, may_go, resident
 from llmd.core.events import (
     Action,
     CancelLease,
     DrainWorker,
     Refusal,
-    Reject,
     ResumeWorker,
     Rule,
     StartWorker,
@@ -25,6 +25,7 @@ from llmd.core.lifecycle import WorkerState
 from llmd.core.placement import choose_evictions, shortfall
 from llmd.core.policy_state import Leaving, Model, SchedulerState, Want
 from llmd.core.queue import NO_RANK
+from llmd.core.room import held_bytes, missing
 
 _DRAINABLE = (WorkerState.READY, WorkerState.DRAINING)
 
@@ -64,13 +65,13 @@ def _place(
     """Make room for `demand`, by `rule` if that takes nobody else; a reload displaces `itself`."""
     model = demand.model
     staying = [m for m in state.staying() if m is not model]
-    places, size = _missing(state, staying, model)
+    places, size = missing(state, staying, model)
     if not places and not size:
         _want(state, demand, itself, rule, now, actions)
         return
     movable = [m for m in staying if not m.info.pinned and m.name not in state.wants]
     fixed = [m for m in staying if m.info.pinned]
-    if any(_missing(state, fixed, model)):
+    if any(missing(state, fixed, model)):
         _reject_for_memory(state, model, fixed, actions)
         left = demand_for(state, model, now, reload=bool(itself))
         if left is not None:  # those who need less context than those turned away
@@ -90,32 +91,6 @@ def _place(
         _hold(state, model, Rule.MIN_RESIDENCY, young)
     else:
         _hold(state, model, Rule.MODEL_NOT_LOADED, tuple(m.name for m in staying))
-
-
-def _missing(
-    state: SchedulerState, held: list[Model], newcomer: Model, context_tokens: int = -1
-) -> tuple[int, int]:
-    """Return the places and bytes that must be freed among `held` before `newcomer` fits.
-
-    It is loaded with `context_tokens`; by default with what was decided, else with what those
-    need who wait for it.
-    """
-    tokens = next_context(state, newcomer) if context_tokens < 0 else context_tokens
-    others = (held_bytes(state, m) for m in held if m is not newcomer)
-    return shortfall(state.room, others, newcomer.bytes_with(tokens))
-
-
-def next_context(state: SchedulerState, model: Model) -> int:
-    """Return the context that the next load of `model` is to give at least."""
-    want = state.wants.get(model.name)
-    return model.next_context() if want is None else want.context_tokens
-
-
-def held_bytes(state: SchedulerState, model: Model) -> int:
-    """Return what `model` holds, or will when it has been started as was decided."""
-    if model.name in state.wants:
-        return model.bytes_with(next_context(state, model))
-    return model.memory_bytes
 
 
 def _hold(state: SchedulerState, model: Model, rule: Rule, blockers: tuple[str, ...]) -> None:
@@ -165,34 +140,13 @@ def send_away(state: SchedulerState, model: Model, leaving: Leaving, actions: li
         leaving.drain_sent = model.state is WorkerState.DRAINING
 
 
-def reject_line(
-    state: SchedulerState,
-    model: Model,
-    refusal: Refusal,
-    message: str,
-    retry_after_s: float,
-    actions: list[Action],
-    *,
-    final: bool = False,
-    above_context: int = -1,
-) -> None:
-    """Turn away all that waits for `model` and needs more context than `above_context`."""
-    for waiting in sorted(model.line, key=lambda w: w.seq):
-        if waiting.item.context_tokens > above_context:
-            state.queue.remove(waiting)
-            story = tuple(waiting.story)
-            actions.append(
-                Reject(waiting.item.id, refusal, message, retry_after_s, story, final=final)
-            )
-
-
 def _reject_for_memory(
     state: SchedulerState, model: Model, fixed: list[Model], actions: list[Action]
 ) -> None:
     room = state.room
     retry_after_s = max(1.0, model.load_s)
     above = max(model.info.context_tokens, model.context_tokens)
-    if model.next_context() > above and not any(_missing(state, fixed, model, above)):
+    if model.next_context() > above and not any(missing(state, fixed, model, above)):
         # the model has room, but not with as much context as some need
         message = (
             f"{model.name} with more than {above} tokens of context for a request does not fit "
@@ -208,7 +162,7 @@ def _reject_for_memory(
             above_context=above,
         )
         return
-    alone = any(_missing(state, [], model))
+    alone = any(missing(state, [], model))
     if fixed and not alone:
         names = ", ".join(m.name for m in fixed)
         message = (
@@ -238,7 +192,7 @@ def review(state: SchedulerState, now: float, actions: list[Action]) -> None:
     """Take back what is decided, not begun, and needed no longer or in a better way."""
     for name, want in list(state.wants.items()):
         model = state.models[name]
-        if any(_missing(state, list(state.staying()), model)):
+        if any(missing(state, list(state.staying()), model)):
             # what stays was measured to hold more than it was taken for when this was decided
             drop_want(state, name, actions)
             continue
@@ -297,7 +251,7 @@ def _quicker(state: SchedulerState, model: Model, want: Want, now: float) -> boo
     if not unused:
         return False
     held = [m for m in state.staying() if m is not model] + draining
-    return choose_evictions(unused, *_missing(state, held, model)) is not None
+    return choose_evictions(unused, *missing(state, held, model)) is not None
 
 
 def drop_want(state: SchedulerState, name: str, actions: list[Action]) -> None:
@@ -368,7 +322,7 @@ def _advance_leaving(model: Model, leaving: Leaving, now: float, actions: list[A
 
 def _start_wanted(state: SchedulerState, name: str, now: float, actions: list[Action]) -> None:
     model = state.models[name]
-    if not model.absent or any(_missing(state, list(state.present.values()), model)):
+    if not model.absent or any(missing(state, list(state.present.values()), model)):
         return
     want = state.wants.pop(name)
     context = want.context_tokens

@@ -13,7 +13,8 @@ from llmd.core.lifecycle import WorkerState
 from llmd.core.placement import choose_evictions, shortfall
 from llmd.core.policy_state import Leaving, Model, SchedulerState, Want
 from llmd.core.queue import Line
-from llmd.core.residency import drop_want, held_bytes, next_context, resume, send_away
+from llmd.core.residency import drop_want, resume, send_away
+from llmd.core.room import held_bytes, next_context
 from llmd.core.settings import ModelInfo
 
 

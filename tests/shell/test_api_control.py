@@ -50,7 +50,7 @@ async def test_a_switch_says_what_it_means_for_others(demo_models, autojump_cloc
         answer = await rig.ask("POST", "/switch-model", {"model": "demo-large.gguf"})
         assert answer.status == 200
         assert answer.json["model"] == "demo-large"
-        assert answer.json["status"] == "off"  # decided, not done
+        assert answer.json["status"] == "starting"  # decided: room is being made
         assert answer.json["evict"] == ["demo-small"]
         assert answer.json["running"] == {"demo-small": 0}
         await rig.loaded("demo-large")
