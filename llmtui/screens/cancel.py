@@ -84,8 +84,11 @@ class Confirm(Window[bool]):
 
     def on_mount(self) -> None:
         """Focus what does no harm."""
-        super().on_mount()
-        self.query_one("#no", Button).focus()
+        self.set_focus(self.first())
+
+    def first(self) -> Widget:
+        """Return what has the focus at first."""
+        return self.query_one("#no", Button)
 
     def repaint(self) -> None:
         """Draw what has changed."""
@@ -107,10 +110,10 @@ class Confirm(Window[bool]):
     def hints(self) -> Sequence[Hint]:
         """Return the keys."""
         return (
-            ("enter", "choose", True),
-            ("tab", "other button", True),
-            ("Y", "copy llmctl", True),
-            ("esc", "back", True),
+            ("", "enter", "choose", True),
+            ("confirm.right", "tab", "other button", True),
+            ("confirm.copy_command", "Y", "copy llmctl", True),
+            ("window.back", "esc", "back", True),
         )
 
     def aside(self) -> str:
@@ -240,7 +243,9 @@ class Cancel(Confirm):
 
     def hints(self) -> Sequence[Hint]:
         """Return the keys."""
-        first: tuple[Hint, ...] = (("y", "cancels it", self.may),) if self.simple else ()
+        first: tuple[Hint, ...] = (
+            (("cancel.yes", "y", "cancels it", self.may),) if self.simple else ()
+        )
         return (*first, *super().hints())
 
     def action_yes(self) -> None:

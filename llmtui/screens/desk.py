@@ -29,6 +29,7 @@ class Desk:
         can_write: Tells whether actions may be offered now.
         say: Shows a line and its style on the board for some seconds.
         now: Unix seconds.
+        keymap: Keys of the user's own, by binding id.
     """
 
     state: Callable[[], State]
@@ -38,6 +39,7 @@ class Desk:
     can_write: Callable[[], bool] = lambda: True
     say: Callable[[str, str], None] = field(default=_silent)
     now: Callable[[], float] = time.time
+    keymap: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def live(self) -> bool:

@@ -43,4 +43,4 @@ class Help(Window[None]):
 
     def hints(self) -> Sequence[Hint]:
         """Return the keys."""
-        return (("j k", "scroll", True), ("esc", "back", True))
+        return (("", "j k", "scroll", True), ("window.back", "esc", "back", True))

@@ -43,8 +43,9 @@ class Logs(Window[None]):
         places: Where a saved log goes, the first that takes it; () = here, then the home.
     """
 
+    wide: ClassVar[int] = 0
     DEFAULT_CSS = """
-    Logs .frame { width: 100%; height: 100%; padding: 0; }
+    Logs .frame { height: 100%; padding: 0; }
     Logs .hints { margin: 0 1; }
     Logs #search { height: 1; border: none; padding: 0 1; background: $surface; display: none; }
     """
@@ -92,10 +93,7 @@ class Logs(Window[None]):
 
     def on_mount(self) -> None:
         """Begin to read."""
-        self.query_one(".frame").styles.width = "100%"
         self._view.focus()
-        self.set_interval(0.25, self.repaint)
-        self.call_after_refresh(self.repaint)
         self._read()
 
     # --- reading ----------------------------------------------------------------------------
@@ -126,8 +124,8 @@ class Logs(Window[None]):
                     self._new.append(f"{line.seq - self._seen - 1} lines were missed")
                 self._seen = line.seq
                 self._new.append(line)
-                if len(self._new) > RING:
-                    del self._new[: -RING // 2]
+                if len(self._new) > 2 * RING:
+                    del self._new[:-RING]
                 if len(self._new) % _BATCH == 0:
                     await asyncio.sleep(0)
 
@@ -210,18 +208,22 @@ class Logs(Window[None]):
     def hints(self) -> Sequence[Hint]:
         """Return the keys."""
         page = self._view.page
-        search: Hint = ("n/N", "match", True) if page.word else ("/", "search", True)
+        search: Hint = (
+            ("logs.next", "n/N", "match", True)
+            if page.word
+            else ("logs.search", "/", "search", True)
+        )
         return (
-            ("f", "follow", True),
-            ("w", "wrap", True),
-            ("t", "time", True),
+            ("logs.follow", "f", "follow", True),
+            ("logs.wrap", "w", "wrap", True),
+            ("logs.time", "t", "time", True),
             search,
-            ("1-5", "level", True),
-            ("0", "all", True),
-            ("m", "mark", True),
-            ("^s", "save", True),
-            ("← →", "pan", not self._view.wrapped),
-            ("esc", "back", True),
+            ("", "1-5", "level", True),
+            ("logs.all", "0", "all", True),
+            ("logs.mark", "m", "mark", True),
+            ("logs.save", "^s", "save", True),
+            ("", "← →", "pan", not self._view.wrapped),
+            ("window.back", "esc", "back", True),
         )
 
     def _say(self, text: str) -> None:
@@ -273,6 +275,10 @@ class Logs(Window[None]):
         self._take()
         self._view.fit(self._view.page.mark(now, f"marker {clock(now)[:8]}"))
         self.repaint()
+
+    def action_page(self, pages: int) -> None:
+        """Scroll by what is in sight, less two lines."""
+        self.action_scroll_by(pages * max(1, self._view.size.height - 2))
 
     def action_scroll_by(self, rows: int) -> None:
         """Scroll, which ends following; going to the end begins it."""

@@ -21,7 +21,7 @@ _TIME = 12
 _PAN = 16
 
 
-class LogView(ScrollView, can_focus=True):
+class LogView(ScrollView, can_focus=True, inherit_bindings=False):
     """Shows a `LogPage`; at its end it follows, elsewhere it holds still.
 
     Args:

@@ -6,7 +6,7 @@ No loop and no terminal; `switch.Switch` is the window around it.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -92,9 +92,22 @@ def command_of(plan: p.Plan, chosen: Chosen) -> str:
     return shlex.join([*words, "--if-gen", str(plan.generation)])
 
 
-def plan_lines(plan: p.Plan, chosen: Chosen, width: int, look: Look) -> list[Line]:
-    """Return the plan, carried out the way that was chosen."""
-    lines = _memory(plan, chosen, width, look)
+KEYS: Mapping[Way, str] = {Way.DRAIN: "d", Way.CANCEL: "c", Way.ADD: "a"}
+
+
+def plan_lines(
+    plan: p.Plan, chosen: Chosen, width: int, look: Look, keys: Mapping[Way, str] = KEYS
+) -> list[Line]:
+    """Return the plan, carried out the way that was chosen.
+
+    Args:
+        plan: It.
+        chosen: The way.
+        width: Cells of a line.
+        look: How things are drawn.
+        keys: Which key chooses a way.
+    """
+    lines = _memory(plan, chosen, width, look, keys[Way.ADD])
     if plan.loaded:
         state = f"{plan.model} is {plan.state} already: nothing need be loaded"
         return lines + told(state, width, style="accent")
@@ -105,13 +118,13 @@ def plan_lines(plan: p.Plan, chosen: Chosen, width: int, look: Look) -> list[Lin
             lines += _goes(eviction, width, "" if number else "evicts")
     elif chosen.way is Way.ADD or not plan.evict:
         lines += told("nothing: it comes beside what is loaded", width, label="evicts")
-    ways = _ways(plan, chosen, width)
+    ways = _ways(plan, chosen, width, keys)
     lines += [[], *ways, []] if ways else []
     lines += _load(plan, width)
     return lines + _clients(plan, chosen, width)
 
 
-def _memory(plan: p.Plan, chosen: Chosen, width: int, look: Look) -> list[Line]:
+def _memory(plan: p.Plan, chosen: Chosen, width: int, look: Look, key: str) -> list[Line]:
     add = chosen.way is Way.ADD
     freed = 0 if add else sum(eviction.memory_bytes for eviction in plan.evict)
     more = 0 if plan.loaded else plan.memory_bytes
@@ -139,7 +152,7 @@ def _memory(plan: p.Plan, chosen: Chosen, width: int, look: Look) -> list[Line]:
             "",
             [
                 [("also fits WITHOUT evicting: ", "ok"), (size(beside), "")],
-                [("a", "accent"), (" adds it instead", "dim")],
+                [(key, "accent"), (" adds it instead", "dim")],
             ],
             width,
         )
@@ -156,7 +169,7 @@ def _goes(eviction: p.Eviction, width: int, label: str) -> list[Line]:
     return labelled(label, chunks, width)
 
 
-def _ways(plan: p.Plan, chosen: Chosen, width: int) -> list[Line]:
+def _ways(plan: p.Plan, chosen: Chosen, width: int, keys: Mapping[Way, str]) -> list[Line]:
     """Return the ways that there are, the chosen one marked."""
     number = running(plan)
     lines: list[Line] = []
@@ -166,25 +179,37 @@ def _ways(plan: p.Plan, chosen: Chosen, width: int) -> list[Line]:
             text = f"drain: {number} may run {_whole(drain_s)} more, then are cancelled"
         else:
             text = f"drain: all {number} finish, however long that takes"
-        lines += _way("d", text, _basis(plan), chosen.way is Way.DRAIN, width)
+        lines += _way("how", keys[Way.DRAIN], text, _basis(plan), chosen.way is Way.DRAIN, width)
         text = f"cancel the {number} that run{'' if number > 1 else 's'} now"
-        lines += _way("c", text, "", chosen.way is Way.CANCEL, width)
+        lines += _way("", keys[Way.CANCEL], text, "", chosen.way is Way.CANCEL, width)
     if plan.evict and plan.fits_beside:
         if not number:
             names = ", ".join(clean(eviction.model) for eviction in plan.evict)
-            lines += _way("d", f"switch: {names} goes", "", chosen.way is not Way.ADD, width)
+            lines += _way(
+                "how",
+                keys[Way.DRAIN],
+                f"switch: {names} goes",
+                "",
+                chosen.way is not Way.ADD,
+                width,
+            )
         lines += _way(
-            "a", "add it beside the others: nothing goes", "", chosen.way is Way.ADD, width
+            "",
+            keys[Way.ADD],
+            "add it beside the others: nothing goes",
+            "",
+            chosen.way is Way.ADD,
+            width,
         )
     return lines
 
 
-def _way(key: str, text: str, basis: str, on: bool, width: int) -> list[Line]:
+def _way(label: str, key: str, text: str, basis: str, on: bool, width: int) -> list[Line]:
     mark: Line = [("●" if on else "○", "accent" if on else "dim"), (f" {key}", "accent")]
     head: list[Line] = [mark, *([[(word, "" if on else "dim")] for word in text.split()])]
     if basis:
         head.append([(basis, "dim")])
-    return labelled("how" if key == "d" else "", head, width, gap=1)
+    return labelled(label, head, width, gap=1)
 
 
 def _whole(seconds: float) -> str:

@@ -58,7 +58,6 @@ class RequestDetail(Window[None]):
 
     def on_mount(self) -> None:
         """Begin to ask."""
-        super().on_mount()
         self._ask()
 
     # --- asking -----------------------------------------------------------------------------
@@ -144,12 +143,12 @@ class RequestDetail(Window[None]):
         row = self.row
         over = row is None or row.ended
         return (
-            ("x", "cancel", self.desk.can_write() and not over),
-            ("l", "logs", row is not None and bool(row.model)),
-            ("v", "body", True),
-            ("y", "copy id", True),
-            ("Y", "copy llmctl", True),
-            ("esc", "back", True),
+            ("request.cancel", "x", "cancel", self.desk.can_write() and not over),
+            ("request.logs", "l", "logs", row is not None and bool(row.model)),
+            ("request.body", "v", "body", True),
+            ("request.copy_id", "y", "copy id", True),
+            ("request.copy_command", "Y", "copy llmctl", True),
+            ("window.back", "esc", "back", True),
         )
 
     def aside(self) -> str:

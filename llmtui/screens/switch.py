@@ -16,6 +16,7 @@ from llmtui.screens.cancel import Confirm
 from llmtui.screens.desk import Desk
 from llmtui.screens.flow import told
 from llmtui.screens.plan import (
+    KEYS,
     Chosen,
     Way,
     command_of,
@@ -59,7 +60,6 @@ class Switch(Confirm):
 
     def on_mount(self) -> None:
         """Ask for the plan."""
-        super().on_mount()
         self.action_renew()
 
     @work(exclusive=True, group="plan")
@@ -105,10 +105,13 @@ class Switch(Confirm):
         if plan is None:
             text = self.trouble or self.desk.refusal or "asking the daemon for a plan ..."
             return told(text, width, style="bad" if self.trouble else "dim")
-        lines = plan_lines(plan, self._chosen, width, self.look)
+        lines = plan_lines(plan, self._chosen, width, self.look, self._keys())
         if self.stale and not self.trouble:
             lines += [[], *told(_MOVED, width, style="warn")]
         return lines + self.end_lines(width)
+
+    def _keys(self) -> dict[Way, str]:
+        return {way: self.key(f"switch.{way.value}", key) for way, key in KEYS.items()}
 
     def command(self) -> str:
         """Return the `llmctl` line that does it."""
@@ -138,11 +141,21 @@ class Switch(Confirm):
         beside = plan is not None and plan.fits_beside and bool(plan.evict)
         keys: tuple[Hint, ...] = ()
         if runs:
-            keys += (("d", "drain, longer", True), ("c", "cancel", True))
+            keys += (
+                ("switch.drain", "d", "drain, longer", True),
+                ("switch.cancel", "c", "cancel", True),
+            )
         if beside:
-            keys += (("a", "add", True),)
-        keys += (("r", "fresh plan", True), ("tab", "button", True))
-        return (*keys, ("Y", "copy llmctl", True), ("esc", "back", True))
+            keys += (("switch.add", "a", "add", True),)
+        keys += (
+            ("switch.renew", "r", "fresh plan", True),
+            ("confirm.right", "tab", "button", True),
+        )
+        return (
+            *keys,
+            ("confirm.copy_command", "Y", "copy llmctl", True),
+            ("window.back", "esc", "back", True),
+        )
 
     def aside(self) -> str:
         """Return that this is a plan, or what was copied."""
@@ -190,7 +203,7 @@ class Switch(Confirm):
         """Say that nothing was done, and what to do about it."""
         self.trouble = clean(str(error))
         if isinstance(error, Refused) and error.code == "conflict":
-            self.trouble += ". Nothing was done; r makes a fresh plan."
+            self.trouble += ". Nothing was done; ask for a fresh plan."
 
 
-_MOVED = "What is loaded has changed since this plan was made: r makes a fresh one."
+_MOVED = "What is loaded has changed since this plan was made: ask for a fresh one."

@@ -72,11 +72,9 @@ class Unload(Confirm):
         field.border_title = "type the model's name"
         return (field, *buttons)
 
-    def on_mount(self) -> None:
-        """Focus the field, or the button that does no harm."""
-        super().on_mount()
-        if self._named:
-            self.query_one("#named", Input).focus()
+    def first(self) -> Widget:
+        """Return the field, where the name is wanted, else the button that does no harm."""
+        return self.query_one("#named", Input) if self._named else super().first()
 
     def heading(self) -> str:
         """Return what is asked."""
@@ -118,9 +116,12 @@ class Unload(Confirm):
             text = f"the {number} running may go on for {self._drain_s:.0f}s, then are cancelled"
         else:
             text = f"the {number} running may finish"
-        longer: Line = [("  ^d", "accent"), (" longer", "dim")]
-        cancel: Line = [(" ^f", "accent"), (" cancel", "dim")]
-        return [*([[(word, "")] for word in text.split()]), longer, cancel]
+        longer, cancel = self.key("unload.drain", "^d"), self.key("unload.cancel", "^f")
+        keys: list[Line] = [
+            [(f"  {longer}", "accent"), (" longer", "dim")],
+            [(f" {cancel}", "accent"), (" cancel", "dim")],
+        ]
+        return [*([[(word, "")] for word in text.split()]), *keys]
 
     def command(self) -> str:
         """Return the `llmctl` line that does it."""
@@ -155,7 +156,11 @@ class Unload(Confirm):
 
     def hints(self) -> Sequence[Hint]:
         """Return the keys."""
-        return (("tab", "button", True), ("enter", "choose", True), ("esc", "back", True))
+        return (
+            ("confirm.right", "tab", "button", True),
+            ("", "enter", "choose", True),
+            ("window.back", "esc", "back", True),
+        )
 
     # --- keys -------------------------------------------------------------------------------
 
@@ -189,12 +194,18 @@ class Unload(Confirm):
         """Unload it, if nothing has moved since the window was opened."""
         row = self.row
         runs = row is not None and row.running > 0
-        await self.desk.source().unload(
-            self._model,
-            drain_s=self._drain_s if runs and not self._force else None,
-            force=self._force,
-            if_gen=self._generation,
-        )
+        source = self.desk.source()
+        try:
+            await source.unload(
+                self._model,
+                drain_s=self._drain_s if runs and not self._force else None,
+                force=self._force,
+                if_gen=self._generation,
+            )
+        except Refused as error:
+            if error.code == "conflict":
+                self._generation = (await source.hello()).generation
+            raise
         return f"unloading {clean(self._model)}"
 
     def refused(self, error: AdminError) -> None:
@@ -202,4 +213,3 @@ class Unload(Confirm):
         self.trouble = clean(str(error))
         if isinstance(error, Refused) and error.code == "conflict":
             self.trouble += ". Nothing was done; look again, and choose again."
-            self._generation = self.desk.state().generation

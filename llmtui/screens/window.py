@@ -14,20 +14,23 @@ from textual.screen import ModalScreen
 from textual.widget import Widget
 from textual.widgets import Button, Static
 
+from llmtui.bindings import spelt
 from llmtui.rows import Line, Look
 from llmtui.screens.desk import Desk
 from llmtui.screens.flow import as_text, cells, plain
 
 R = TypeVar("R")
 PAINT_S = 0.25
-Hint = tuple[str, str, bool]  # a key as people read it, what it does, and whether it works now
+# a binding's id, its key as people read it unless it is bound otherwise, what it does, and
+# whether it works now
+Hint = tuple[str, str, str, bool]
 
 BINDINGS: list[BindingType] = [
     Binding("escape", "leave", show=False, id="window.back"),
     Binding("j,down", "scroll_by(1)", show=False, id="window.down"),
     Binding("k,up", "scroll_by(-1)", show=False, id="window.up"),
-    Binding("pagedown,ctrl+d", "scroll_by(8)", show=False, id="window.page_down"),
-    Binding("pageup,ctrl+u", "scroll_by(-8)", show=False, id="window.page_up"),
+    Binding("pagedown,ctrl+d", "page(1)", show=False, id="window.page_down"),
+    Binding("pageup,ctrl+u", "page(-1)", show=False, id="window.page_up"),
     Binding("g,home", "scroll_by(-100000)", show=False, id="window.first"),
     Binding("G,end", "scroll_by(100000)", show=False, id="window.last"),
 ]
@@ -64,6 +67,8 @@ class Choice(Button):
 class Window(ModalScreen[R], Generic[R]):
     """What all windows share. A window draws itself anew four times a second, where it changed.
 
+    Textual calls each class's own `on_mount`, the base's last: none calls its base's.
+
     Args:
         desk: What it works with.
     """
@@ -90,7 +95,7 @@ class Window(ModalScreen[R], Generic[R]):
     Window .tight { margin-top: 0; }
     """
     BINDINGS: ClassVar[list[BindingType]] = BINDINGS
-    wide: ClassVar[int] = 86
+    wide: ClassVar[int] = 86  # cells; 0 = all there are
 
     def __init__(self, desk: Desk) -> None:
         super().__init__()
@@ -139,7 +144,7 @@ class Window(ModalScreen[R], Generic[R]):
 
     def on_mount(self) -> None:
         """Begin to draw."""
-        self.query_one(".frame").styles.width = self.wide
+        self.query_one(".frame").styles.width = self.wide or "100%"
         self.set_interval(PAINT_S, self.repaint)
         self.call_after_refresh(self.repaint)
 
@@ -193,7 +198,7 @@ class Window(ModalScreen[R], Generic[R]):
         """Return as many keys as there is room for; the last one, the way out, is always there."""
         parts: list[Line] = [
             [(key, "accent" if works else "dim"), (f" {word}", "dim")]
-            for key, word, works in self.hints()
+            for key, word, works in ((self.key(h[0], h[1]), h[2], h[3]) for h in self.hints())
         ]
         if not parts:
             return []
@@ -207,6 +212,11 @@ class Window(ModalScreen[R], Generic[R]):
                 left -= wide
         return [*line, *parts[-1]]
 
+    def key(self, binding: str, usual: str) -> str:
+        """Return how a binding's key is spelt, the user's own keys taken into account."""
+        own = self.desk.keymap.get(binding, "").split(",")[0]
+        return spelt(own, ascii_only=self.look.ascii_only) if own else usual
+
     def show_hints(self, hints: Line) -> None:
         """Draw the keys, if they differ from what is drawn."""
         if hints != self._hinted:
@@ -219,6 +229,11 @@ class Window(ModalScreen[R], Generic[R]):
     def action_leave(self) -> None:
         """Close the window, and do nothing."""
         self.dismiss(None)
+
+    def action_page(self, pages: int) -> None:
+        """Scroll by what is in sight, less two lines."""
+        height = self.query_one(".sheet").size.height
+        self.action_scroll_by(pages * max(1, height - 2))
 
     def action_scroll_by(self, rows: int) -> None:
         """Scroll the lines."""

@@ -196,12 +196,12 @@ class WorkerDetail(Window[None]):
         """Return the keys."""
         row, may = self.row, self.desk.can_write()
         return (
-            ("l", "logs", True),
-            ("s", "switch", may),
-            ("S", "unload", may and row is not None and row.state != "off"),
-            ("y", "copy name", True),
-            ("Y", "copy llmctl", True),
-            ("esc", "back", True),
+            ("worker.logs", "l", "logs", True),
+            ("worker.switch", "s", "switch", may),
+            ("worker.unload", "S", "unload", may and row is not None and row.state != "off"),
+            ("worker.copy_id", "y", "copy name", True),
+            ("worker.copy_command", "Y", "copy llmctl", True),
+            ("window.back", "esc", "back", True),
         )
 
     def aside(self) -> str:

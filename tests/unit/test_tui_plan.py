@@ -47,8 +47,8 @@ def told(plan, chosen=None, width=81):
 def test_a_plan_says_what_goes_what_comes_and_that_it_fits():
     words = told(PLAN)
     for expected in (
-        "86.0G now -20.0G evict +21.0G load = 87.0G of 133.0G", "65% FITS",
-        "also fits WITHOUT evicting: 107.0G a adds it instead",
+        "86.0G now -20.0G evict +21.0G load = 87.0G of 133G", "65% FITS",
+        "also fits WITHOUT evicting: 107G a adds it instead",
         "gemma 2 running 3 queued frees 20.0G", "● d drain: 2 may run 15s more",
         "95 % take 12s or less", "○ c cancel the 2", "○ a add", "takes 14s (average of its loads)",
         "4 wait for it", "queued and new ones wait until gemma may come back",
@@ -63,7 +63,7 @@ def test_each_way_has_its_memory_its_clients_and_its_line():
     assert command_of(PLAN, add) == "llmctl switch coder --add --if-gen 41"
     assert "error 499 request_cancelled, now" in told(PLAN, cancel)
     words = told(PLAN, add)
-    assert "86.0G now +21.0G load = 107.0G" in words
+    assert "86.0G now +21.0G load = 107G" in words
     assert "evict +" not in words
     assert "WITHOUT" not in words
     assert "finish, however long" in told(PLAN, Chosen(Way.DRAIN, 0.0))
