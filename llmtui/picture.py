@@ -19,6 +19,7 @@ from rich.color import Color, blend_rgb
 from rich.color_triplet import ColorTriplet
 from rich.segment import Segment
 from rich.terminal_theme import TerminalTheme
+from textual._context import visible_screen_stack
 
 from llmtui.own import Meter, Own
 
@@ -118,11 +119,11 @@ async def _still(app: App[Any], pause: Callable[[float], Any]) -> None:
 
 def runs(app: App[Any]) -> list[list[Run]]:
     """Return what is on an app's screen, line by line."""
-    # textual's own export_screenshot goes this way; there is no public one to the cells
-    update = app.screen._compositor.render_update(full=True, screen_stack=app._background_screens)
-    assert update is not None
+    # textual has no public way to the cells; its own pictures take a full update, which would keep
+    # the next partial one from the terminal
+    visible_screen_stack.set(app._background_screens)
     theme = app.ansi_theme
-    return [_line((s for strip in line for s in strip), theme) for line in update.strips]  # type: ignore[union-attr]
+    return [_line(strip, theme) for strip in app.screen._compositor.render_strips()]
 
 
 def _line(segments: Iterable[Segment], theme: TerminalTheme) -> list[Run]:
