@@ -1,57 +1,29 @@
-"""The one owner of one worker: a task that starts it, watches it, and writes its state.
+"""One model's worker as the rest of llmd sees it: what can be asked of it, waited for and read.
 
-Everybody else asks: `start`, `drain`, `stop`, `reset`, `suspect` and `reclaim` post a message and
-return at once. Helper tasks (the wait for its death, the readiness probe, checks) post what they
-found. Messages are handled in order, so every read that gates a change happens here.
+`start`, `drain`, `stop`, `reset`, `suspect` and `reclaim` post a message and return at once; the
+worker's own task (`owner.py`) does the rest.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import trio
 
-from llmd.core.backoff import GiveUp
 from llmd.core.events import WorkerChanged
-from llmd.core.lifecycle import WORKER_MOVES, WorkerState, move
-from llmd.errors import LlmdError, StartFailed
-from llmd.workers import procfs
+from llmd.core.lifecycle import WorkerState
+from llmd.errors import StartFailed
 from llmd.workers.command import WorkerSpec
-from llmd.workers.diagnosis import Diagnosis, ExitCause, diagnose_exit, diagnose_spawn
-from llmd.workers.history import History
-from llmd.workers.life import Life, Tools
-from llmd.workers.logring import LogRing, LogStream
-from llmd.workers.mailbox import (
-    Advanced,
-    Answers,
-    Drain,
-    Exited,
-    Failing,
-    Mailbox,
-    Message,
-    Ready,
-    Reset,
-    Start,
-    Stop,
-    Suspect,
-    Waiter,
-)
-from llmd.workers.probes import Readiness
-from llmd.workers.reclaim import SlotWatcher
+from llmd.workers.diagnosis import Diagnosis
+from llmd.workers.life import Tools
+from llmd.workers.logring import LogRing
+from llmd.workers.mailbox import Drain, Reset, Start, Stop, Suspect, Waiter
+from llmd.workers.owner import SERVING, Owner
 from llmd.workers.settings import WorkerSettings
 from llmd.workers.statistics import WorkerStatistics
 from llmd.workers.upstream import Upstream
 
 __all__ = ["Worker", "WorkerStatistics"]
-
-_W = WorkerState
-_SERVING = frozenset({_W.READY, _W.DRAINING})
-_SETTLED = frozenset({_W.OFF, _W.FAILED})
-_STDERR_LINES = 60
-_URGE_S = 1.0
-RESTART = "restart"
-"""The start reason of a worker that its own task starts again."""
 
 
 class Worker:
@@ -72,13 +44,6 @@ class Worker:
 
     Attributes:
         model: The model's name.
-        state: What it is doing; written by `run` only.
-        upstream: The way for inference while it is ready or draining, else None. Closed when it
-            leaves that, which breaks what still runs through it.
-        slots: Sequences that it decodes side by side while it serves, else 0.
-        context_tokens: Context of one slot while it serves, else 0.
-        log: Its output, over all of its processes.
-        spec: How its last process was started; None before the first.
     """
 
     def __init__(
@@ -94,36 +59,53 @@ class Worker:
         on_remark: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self.model = model
-        self.state = WorkerState.OFF
-        self.upstream: Upstream | None = None
-        self.log = LogRing()
-        self.spec: WorkerSpec | None = None
-        self.slots = 0
-        self.context_tokens = 0
-        self._make_spec = spec
-        self._settings = settings
-        self._tools = tools
-        self._on_change = on_change
-        self._on_progress = on_progress
-        self._on_remark = on_remark
-        self._inbox = Mailbox()
-        self._history = History.of(settings)
-        self._watcher = SlotWatcher(
-            timeout_s=settings.reclaim_timeout_s,
-            call_timeout_s=settings.check_timeout_s,
+        self._owner = Owner(
+            model,
+            spec=spec,
+            settings=settings,
+            on_change=on_change,
+            tools=tools,
             on_reclaimed=on_reclaimed,
-            on_overdue=self._remark,
-            on_stuck=self._slot_stuck,
+            on_progress=on_progress,
+            on_remark=on_remark,
         )
-        self._life: Life | None = None
-        self._lives = 0
-        self._over = False
-        self._wanted_context = 0  # what the next start is asked for
-        self._waiters: list[Waiter] = []
-        self._moved = trio.Event()
-        self._since = trio.current_time()
-        self._reason = ""
-        self._retry_at = self._ready_at = self._load_s = 0.0
+
+    @property
+    def state(self) -> WorkerState:
+        """What it is doing."""
+        return self._owner.state
+
+    @property
+    def upstream(self) -> Upstream | None:
+        """The way for inference while it is ready or draining, else None.
+
+        Closed when it leaves that, which breaks what still runs through it.
+        """
+        return self._owner.upstream
+
+    @property
+    def slots(self) -> int:
+        """Sequences that it decodes side by side while it serves, else 0."""
+        return self._owner.slots
+
+    @property
+    def context_tokens(self) -> int:
+        """Context of one slot while it serves, else 0."""
+        return self._owner.context_tokens
+
+    @property
+    def log(self) -> LogRing:
+        """Its output, over all of its processes."""
+        return self._owner.log
+
+    @property
+    def spec(self) -> WorkerSpec | None:
+        """How its last process was started; None before the first."""
+        return self._owner.spec
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the worker until cancelled."""
+        await self._owner.run(task_status=task_status)
 
     # --- asking it: synchronous, never blocks ---------------------------------------------
 
@@ -134,30 +116,30 @@ class Worker:
             context_tokens: At least this much context for one sequence; 0 = as configured.
             reason: For `llmd_worker_starts_total`; one of few words.
         """
-        self._inbox.post(Start(context_tokens, reason))
+        self._owner.inbox.post(Start(context_tokens, reason))
 
     def drain(self) -> None:
         """Take nothing new; what runs goes on. Only a worker that is ready can drain."""
-        self._inbox.post(Drain())
+        self._owner.inbox.post(Drain())
 
     def stop(self, *, reason: str = "", force: bool = False) -> None:
         """End it: SIGTERM, and SIGKILL after `stop_timeout_s`, or at once with `force`."""
-        self._inbox.post(Stop(reason, force))
+        self._owner.inbox.post(Stop(reason, force))
 
     def reset(self) -> None:
         """Forget its crashes; `failed` becomes `off`, a `backoff` ends now."""
-        self._inbox.post(Reset())
+        self._owner.inbox.post(Reset())
 
     def suspect(self, reason: str) -> None:
         """Have it checked now, as a request saw it stall; a hung one is killed and restarted."""
-        self._inbox.post(Suspect(reason))
+        self._owner.inbox.post(Suspect(reason))
 
     def reclaim(
         self, expected_busy: Callable[[], int], cause: str, *, may_restart: bool = True
     ) -> None:
         """Check that a request just cancelled frees its slot; see `SlotWatcher.cancelled`."""
-        if self.state in _SERVING:
-            self._watcher.cancelled(expected_busy, cause, may_restart=may_restart)
+        if self.state in SERVING:
+            self._owner.watcher.cancelled(expected_busy, cause, may_restart=may_restart)
 
     # --- waiting for it -------------------------------------------------------------------
 
@@ -169,315 +151,51 @@ class Worker:
         Raises:
             StartFailed: It failed or was stopped; the message says why.
         """
-        if self._over:
+        if self._owner.over:
             raise StartFailed("llmd is shutting down", permanent=False)
         waiter = Waiter()
-        self._inbox.post(Start(context_tokens, reason, waiter))
+        self._owner.inbox.post(Start(context_tokens, reason, waiter))
         await waiter.done.wait()
         if waiter.error is not None:
             raise waiter.error
 
+    async def moved(self) -> None:
+        """Wait until it moves, or until `run` has ended."""
+        await self._owner.moved.wait()
+
     async def stopped(self) -> None:
         """Wait until it has no process and nothing that it was asked is left to do."""
-        while not self._over and (self._life or self.state not in _SETTLED or self._inbox):
-            await self._moved.wait()
+        while not self._owner.over and not self._owner.settled:
+            await self._owner.moved.wait()
 
     def statistics(self) -> WorkerStatistics:
         """Return how it does; reads its memory from /proc."""
-        history = self._history
+        owner, history = self._owner, self._owner.history
         return WorkerStatistics(
             model=self.model,
-            state=self.state,
-            since=self._since,
-            reason=self._reason,
-            retry_at=self._retry_at,
-            pid=self._life.pid if self._life else 0,
-            slots=self.slots,
-            context_tokens=self.context_tokens,
-            ready_at=self._ready_at,
-            load_s=self._load_s,
-            memory_bytes=self._memory_bytes(),
+            state=owner.state,
+            since=owner.since,
+            reason=owner.reason,
+            retry_at=owner.retry_at,
+            pid=owner.life.pid if owner.life else 0,
+            slots=owner.slots,
+            context_tokens=owner.context_tokens,
+            ready_at=owner.ready_at,
+            load_s=owner.load_s,
+            memory_bytes=owner.memory_bytes(),
             starts=dict(history.starts),
             exits=dict(history.exits),
             crashes=history.crashes,
             crashes_counted=history.budget.spent(trio.current_time()),
             last_failure=history.last_failure,
-            load_fraction=self._load_fraction(),
-            reclaims=self._watcher.statistics(),
-            log_sequence=self.log.sequence,
+            load_fraction=owner.load_fraction(),
+            reclaims=owner.watcher.statistics(),
+            log_sequence=owner.log.sequence,
         )
 
     def end_of(self, pid: int) -> Diagnosis | None:
         """Return how process `pid` ended; None while it lives, or when another ended since."""
-        return self._history.end if pid and self._history.ended_pid == pid else None
+        return self._owner.history.end if pid and self._owner.history.ended_pid == pid else None
 
     def __repr__(self) -> str:
         return f"<Worker {self.model} {self.state.value}>"
-
-    # --- the owner ------------------------------------------------------------------------
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own the worker until cancelled."""
-        task_status.started()
-        try:
-            while True:
-                reason = await self._rest()
-                await self._live(reason)
-        finally:
-            self._over = True
-            self._answer_waiters(StartFailed("llmd is shutting down", permanent=False))
-            self._wake()
-
-    async def _rest(self) -> str:
-        """Without a process: return the reason of the next start once there is one."""
-        while True:
-            self._wake()
-            match await self._inbox.get(self._retry_at or math.inf, life=0):
-                case None if self.state is _W.BACKOFF:
-                    return RESTART
-                case None:
-                    self._move(_W.OFF, reason="may be tried again")
-                case Start() as start:
-                    self._wanted_context = start.context_tokens
-                    self._wait_for_ready(start.waiter)
-                    if self.state is not _W.BACKOFF:
-                        return start.reason
-                case Stop() as stop if self.state is _W.BACKOFF:
-                    self._move(_W.OFF, reason=stop.reason)
-                case Reset():
-                    self._history.budget.reset()
-                    if self.state is _W.BACKOFF:
-                        return RESTART
-                    if self.state is _W.FAILED:
-                        self._move(_W.OFF, reason="reset")
-                case _:
-                    pass  # nothing to drain, stop or check
-
-    async def _live(self, reason: str) -> None:
-        """One process, from its start to its end."""
-        self._history.started(reason)
-        self._lives += 1
-        self._move(_W.STARTING)
-        again: Start | None = None
-        async with trio.open_nursery() as nursery:
-            self._life = life = await self._spawn(nursery)
-            if life is None:
-                nursery.cancel_scope.cancel()
-                return
-            try:
-                nursery.start_soon(life.watch_death)
-                nursery.start_soon(life.watch_start)
-                await self._attend(life)
-            finally:
-                again = life.again
-                self._leave_service()
-                await life.bury(self._tools.launcher)
-                self._life = None
-        if again is not None:
-            self._inbox.post_first(again)
-
-    async def _spawn(self, nursery: trio.Nursery) -> Life | None:
-        """Start the process; None when that fails, which has been dealt with then."""
-        started_at, first_line = trio.current_time(), self.log.sequence
-        try:
-            self.spec = spec = self._make_spec(self._wanted_context)
-            child = await self._tools.launcher.start(spec, self.log, nursery)
-        except OSError as error:
-            self._fail(diagnose_spawn(error, self.spec.argv[0] if self.spec else self.model))
-            return None
-        except LlmdError as error:
-            permanent = not isinstance(error, StartFailed) or error.permanent
-            self._fail(Diagnosis(ExitCause.UNSTARTABLE, error.message, permanent=permanent))
-            return None
-        return Life(
-            number=self._lives,
-            spec=spec,
-            child=child,
-            control=self._tools.control(spec.socket_path),
-            nursery=nursery,
-            inbox=self._inbox,
-            settings=self._settings,
-            started_at=started_at,
-            first_line=first_line,
-            pid=child.pid,
-        )
-
-    async def _attend(self, life: Life) -> None:
-        """With a process: handle what comes until it has ended."""
-        while True:
-            due = min(life.urge_at, life.kill_at)
-            match await self._inbox.get(due, life.number):
-                case None:
-                    self._urge(life)
-                case Exited(status=status):
-                    self._ended(life, status)
-                    return
-                case Failing(diagnosis=diagnosis) if self.state is not _W.STOPPING:
-                    self._fail(diagnosis)
-                    life.child.kill()
-                    await life.child.wait()
-                    return
-                case message:
-                    self._handle(life, message)
-
-    def _handle(self, life: Life, message: Message) -> None:
-        match message:
-            case Answers() if self.state is _W.STARTING:
-                self._move(_W.LOADING)
-            case Advanced(fraction=fraction) if self.state in (_W.STARTING, _W.LOADING):
-                self._on_progress(fraction)
-            case Ready(readiness=readiness) if self.state in (_W.STARTING, _W.LOADING):
-                self._enter_service(life, readiness)
-            case Drain() if self.state is _W.READY:
-                self._move(_W.DRAINING)
-            case Start() if self.state is _W.STOPPING:
-                life.again = message
-                self._wait_for_ready(message.waiter)
-            case Start():
-                if self.state is _W.DRAINING:
-                    self._move(_W.READY)
-                self._wait_for_ready(message.waiter)
-            case Stop():
-                self._begin_stop(life, message)
-            case Suspect() if self.state in _SERVING:
-                life.nursery.start_soon(life.check, message.reason)
-            case Reset():
-                self._history.budget.reset()
-            case _:
-                pass  # too early, or too late, to mean anything
-
-    # --- moves ----------------------------------------------------------------------------
-
-    def _move(
-        self,
-        state: WorkerState,
-        *,
-        reason: str = "",
-        retry_at: float = 0.0,
-        load_s: float = 0.0,
-        permanent: bool = False,
-    ) -> None:
-        """Write the state, tell everybody, and settle what the move settles."""
-        self.state = move(WORKER_MOVES, self.state, state)
-        self._since = trio.current_time()
-        self._reason, self._retry_at = reason, retry_at
-        if state not in _SERVING:
-            self._leave_service()
-        starts_again = self._life is not None and self._life.again is not None
-        if state is _W.READY:
-            self._answer_waiters(None)
-        elif state is _W.FAILED or (state is _W.OFF and not starts_again):
-            self._answer_waiters(StartFailed(reason or "it was stopped", permanent=permanent))
-        self._wake()
-        self._on_change(
-            WorkerChanged(
-                self.model,
-                state,
-                slots=self.slots,
-                context_tokens=self.context_tokens,
-                reason=reason,
-                retry_at=retry_at,
-                load_s=load_s,
-                memory_bytes=self._memory_bytes(),
-                permanent=permanent,
-            )
-        )
-
-    def _enter_service(self, life: Life, readiness: Readiness) -> None:
-        now = trio.current_time()
-        life.pid, life.was_ready = readiness.pid, True
-        self.slots, self.context_tokens = readiness.slots, readiness.context_tokens
-        self._ready_at, self._load_s = now, now - life.started_at
-        self.upstream = self._tools.upstream(life.spec.socket_path, readiness.pid)
-        life.nursery.start_soon(life.watch_health)
-        life.nursery.start_soon(self._watcher.run, life.control)
-        self._move(_W.READY, load_s=self._load_s)
-
-    def _leave_service(self) -> None:
-        self.slots = self.context_tokens = 0
-        self._watcher.forget()
-        if self.upstream is not None:
-            upstream, self.upstream = self.upstream, None
-            upstream.close()
-
-    def _begin_stop(self, life: Life, stop: Stop) -> None:
-        life.again = None
-        if self.state is not _W.STOPPING:
-            now = trio.current_time()
-            life.stop_reason = stop.reason
-            life.urge_at = now + _URGE_S
-            life.kill_at = now + (self._settings.stop_timeout_s or math.inf)
-            self._move(_W.STOPPING)
-            life.child.terminate()
-        if stop.force:
-            life.child.kill()
-
-    def _urge(self, life: Life) -> None:
-        """Press what does not end: llama-server can miss a SIGTERM, and obeys a second at once."""
-        if trio.current_time() >= life.kill_at:
-            self._remark(f"still there {self._settings.stop_timeout_s:g} s after SIGTERM")
-            life.urge_at = life.kill_at = math.inf
-            life.child.kill()
-        else:
-            life.urge_at = math.inf
-            life.child.terminate()
-
-    def _ended(self, life: Life, status: int) -> None:
-        """Handle the death of the process, told to or not."""
-        if self.state is _W.STOPPING:
-            self._history.stopped(life.pid)
-            self._move(_W.OFF, reason=life.stop_reason)
-            return
-        lines = self.log.tail(_STDERR_LINES, LogStream.STDERR, after=life.first_line)
-        texts = [line.text for line in lines]
-        self._fail(diagnose_exit(status, texts, was_ready=life.was_ready))
-
-    def _fail(self, diagnosis: Diagnosis) -> None:
-        """Handle an end that nobody asked for: wait and try again, or give up."""
-        self._remark(diagnosis.reason)
-        pid = self._life.pid if self._life else 0
-        verdict = self._history.failed(pid, diagnosis, trio.current_time())
-        if isinstance(verdict, GiveUp):
-            until = verdict.until if math.isfinite(verdict.until) else 0.0
-            self._move(
-                _W.FAILED,
-                reason=diagnosis.reason,
-                retry_at=until,
-                permanent=diagnosis.permanent,
-            )
-        elif self.state is _W.DRAINING:  # it was to go anyway
-            self._move(_W.OFF, reason=diagnosis.reason)
-        else:
-            self._move(_W.BACKOFF, reason=diagnosis.reason, retry_at=verdict.at)
-
-    def _slot_stuck(self, text: str) -> None:
-        if self._life is not None:
-            self._life.fail(Diagnosis(ExitCause.STUCK_SLOT, text))
-
-    # --- small things -----------------------------------------------------------------------
-
-    def _memory_bytes(self) -> int:
-        return procfs.memory_bytes(self._life.pid) if self._life else 0
-
-    def _load_fraction(self) -> float | None:
-        loading = self._life is not None and self.state in (_W.STARTING, _W.LOADING)
-        return self._life.child.load_fraction if self._life and loading else None
-
-    def _remark(self, text: str) -> None:
-        self.log.append(LogStream.LLMD, text)
-        self._on_remark(text)
-
-    def _wait_for_ready(self, waiter: Waiter | None) -> None:
-        if waiter is not None and self.state is _W.READY:
-            waiter.answer(None)
-        elif waiter is not None:
-            self._waiters.append(waiter)
-
-    def _answer_waiters(self, error: StartFailed | None) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            waiter.answer(error)
-
-    def _wake(self) -> None:
-        self._moved.set()
-        self._moved = trio.Event()

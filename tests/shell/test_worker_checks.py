@@ -159,7 +159,7 @@ class Leases:
 
 async def ready(it, seconds):
     await it.worker.ensure_ready()
-    it.worker._watcher._on_reclaimed = seconds.append
+    it.worker._owner.watcher._on_reclaimed = seconds.append
 
 
 async def test_a_slot_that_frees_is_timed(autojump_clock):

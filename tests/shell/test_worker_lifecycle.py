@@ -61,7 +61,7 @@ class Watched:
 
     async def until(self, state):
         while self.worker.state.value != state:
-            await self.worker._moved.wait()
+            await self.worker.moved()
 
 
 @asynccontextmanager

@@ -46,7 +46,7 @@ async def test_becomes_ready_and_says_what_it_is(rig, engine, demo_small):
 
 
 async def test_says_how_far_its_load_is_and_not_in_its_log(rig, worker):
-    child = worker._life.child
+    child = worker._owner.life.child
     with trio.fail_after(20):
         while child.load_fraction is None:  # a load so short may be over before it is heard of
             await trio.sleep(0.005)
@@ -58,7 +58,7 @@ async def test_says_how_far_its_load_is_and_not_in_its_log(rig, worker):
 
 async def test_ends_with_the_daemon_that_holds_its_stdin(rig, worker):
     before = len(rig.changes)
-    worker._life.child._stdin.close()  # as the kernel does for a daemon that was killed
+    worker._owner.life.child._stdin.close()  # as the kernel does for a daemon that was killed
     with trio.fail_after(20):
         await rig.until("m", "backoff", after=before)
         await rig.until("m", "ready", after=before)
@@ -66,7 +66,7 @@ async def test_ends_with_the_daemon_that_holds_its_stdin(rig, worker):
 
 async def test_a_stop_ends_it_with_status_zero(rig, worker):
     with trio.fail_after(20):
-        child = worker._life.child
+        child = worker._owner.life.child
         worker.stop(reason="test")
         await worker.stopped()
         assert await child.wait() == 0

@@ -111,7 +111,7 @@ JSON = ((b"Content-Type", b"application/json"),)
 
 async def busy(worker):
     """Return how many slots of a worker are busy, as it says itself."""
-    slots = await worker._life.control.slots()
+    slots = await worker._owner.life.control.slots()
     return sum(slot.is_processing for slot in slots)
 
 
