@@ -74,6 +74,7 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         Key("faster", "plus,equals_sign", "rate(1)", "draws more often"),
         Key("slower", "minus", "rate(-1)", "draws less often"),
         Key("wide", "w", "wide", "gives names and reasons more room"),
+        Key("redraw", "ctrl+l", "redraw_all", "draws the whole screen anew"),
         Key("quit", "q", "quit_now", "leaves", "quit"),
     ),
 }

@@ -40,6 +40,10 @@ class LeanApp(App[int]):
         super().__init__(ansi_color=ansi_color)
         ScrollBar.renderer = WholeCells  # textual has this for all bars of a process only
 
+    def action_redraw_all(self) -> None:
+        """Draw every cell: something else may have written to this terminal."""
+        self.screen.refresh()
+
     # textual has no public place for this; what it hands on is drawn as before if it is no such
     # update any more, and a test of the bytes sent says so
     def _display(self, screen: Screen[object], renderable: RenderableType | None) -> None:

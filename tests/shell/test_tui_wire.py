@@ -165,6 +165,10 @@ def test_a_second_of_a_quiet_box_costs_little():
             await pilot.pause(0.1)
             # a whole frame is 12 kB and more; this is the clock, and some numbers of 12 rows
             assert 0 < app.sent < 4000
+            app.sent = 0
+            await pilot.press("ctrl+l")
+            while app.sent < 8000:
+                await pilot.pause(0.02)
 
     asyncio.run(asyncio.wait_for(run(), 60))
 
