@@ -123,5 +123,6 @@ def _first_goes_s(
         if looked_at >= _LOOKED_AT:
             break
     if model.serving:
-        return max((now - lease.granted_at for lease in model.leases.values()), default=_UNKNOWN_S)
+        longest_s = max((now - lease.granted_at for lease in model.leases.values()), default=0.0)
+        return max(_UNKNOWN_S, longest_s)
     return max(_UNKNOWN_S, model.load_s - (now - model.started_at if model.loading else 0.0))

@@ -595,6 +595,42 @@ def test_a_reload_that_cannot_fit_turns_away_only_those_that_need_it():
     assert box.of(StopWorker) == []
 
 
+def test_who_asks_for_more_context_after_the_decision_is_served_by_a_later_reload():
+    """Room was made for what was waited for then; the start must not wait for more than that."""
+    infos = {"a": GROWS, "b": {"memory_bytes": 5}, "c": {"memory_bytes": 3}}
+    box = box_of(infos=infos, max_loaded=0, memory_bytes=10, ready="bc")
+    box.workers["a"].context = 1000
+    box.workers["b"].stop_s = 5.0
+    box.run(10)
+    box.ask("small", "a", context=900)
+    assert box.of(StopWorker) == [StopWorker("b", Rule.DEMAND)]
+    box.ask("large", "a", context=6000)
+    box.run(40)
+    assert box.ended["small"].granted_at == 10 + 5 + 2
+    assert box.ended["large"].granted_at < 40
+
+
+def test_a_start_for_which_there_turns_out_to_be_no_room_is_decided_anew():
+    """What was taken for small is measured to be large while another model waits to be started."""
+    infos = {"a": {"memory_bytes": 2}, "b": {"memory_bytes": 5}, "c": {"memory_bytes": 3}}
+    box = box_of(infos=infos, max_loaded=0, memory_bytes=10, ready="c", min_residency_sec=0.0)
+    box.workers["a"].load_s = 20.0
+    box.workers["c"].stop_s = 30.0
+    box.run(1)
+    box.ask("a", "a", service_s=2.0)
+    box.run(2)
+    box.state.put_model(ModelInfo("b", memory_bytes=6))
+    box.ask("b", "b")
+    assert box.of(StopWorker) == [StopWorker("c", Rule.DEMAND)]
+    box.workers["a"].epoch += 1
+    box.workers["a"].state = WorkerState.READY
+    box.post(WorkerChanged("a", WorkerState.READY, slots=1, memory_bytes=9))
+    assert "b" not in box.state.wants
+    box.state.put_model(ModelInfo("b", memory_bytes=1))
+    box.run(60)
+    assert not box.waiting
+
+
 def test_a_first_load_counts_the_context_that_is_waited_for():
     pinned = {"memory_bytes": 5, "pinned": True}
     box = box_of(infos={"a": GROWS, "b": pinned}, ready="b", max_loaded=0, memory_bytes=10)

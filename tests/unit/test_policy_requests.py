@@ -162,6 +162,7 @@ def test_with_nothing_measured_a_refusal_takes_what_runs_for_half_done():
     box = box_with(slots=1, max_size=1, admin_quota=0)
     asks(box, "runs")
     asks(box, "waits")
+    assert rejection(box.ask("at once")).retry_after_s == 1
     box.run(box.now + 7)
     assert rejection(box.ask("refused")).retry_after_s == pytest.approx(7)
 
