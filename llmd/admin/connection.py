@@ -128,7 +128,11 @@ class Connection:
     async def _read(self, tasks: trio.Nursery) -> None:
         splitter = LineSplitter()
         while data := await self._stream.receive_some():
-            for line in splitter.feed(data):
+            for number, line in enumerate(splitter.feed(data)):
+                if number:
+                    # thousands of commands may come in one piece: others have their turn between;
+                    # shielded, since what came before a hang-up is still carried out
+                    await trio.lowlevel.cancel_shielded_checkpoint()
                 await self._line(line, tasks)
         if splitter.partial:
             message = "the last line has no end; a command ends with a line break"

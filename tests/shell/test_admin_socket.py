@@ -88,6 +88,27 @@ async def test_many_commands_in_one_piece_are_answered_in_their_order(desk):
     assert [(await peer.hear())["id"] for _ in range(200)] == list(range(200))
 
 
+async def test_a_flood_of_commands_leaves_others_their_turn(desk):
+    flood, other = desk.peer(), desk.peer()
+    await other.ask(type="version", id=0)
+    heard = 0
+
+    async def drink():
+        nonlocal heard
+        while (await flood.hear())["id"] != "last":
+            heard += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(drink)
+        many = b'{"type":"status","id":1}\n' * 2000
+        nursery.start_soon(flood.send, many + b'{"type":"version","id":"last"}\n')
+        while not heard:
+            await trio.lowlevel.checkpoint()
+        before = heard
+        await other.ask(type="version", id=1)
+        assert heard - before < 100
+
+
 async def test_a_peer_that_leaves_in_the_middle_harms_nobody(desk):
     gone = desk.peer()
     await gone.say(type="subscribe", id=1)
