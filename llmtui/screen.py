@@ -9,8 +9,9 @@ from textual.binding import BindingType
 from llmtui.bindings import bindings, help_lines
 from llmtui.carry import Carry
 from llmtui.commanding import Commanding
+from llmtui.rows import Line
 from llmtui.screens.cancel import Cancel
-from llmtui.screens.help import Help
+from llmtui.screens.help import Help, window_lines
 from llmtui.screens.logs import Logs
 from llmtui.screens.request import RequestDetail
 from llmtui.screens.switch import Switch
@@ -46,6 +47,9 @@ class LlmTui(Commanding):
     def action_help(self) -> None:
         """Show the keys."""
         ascii_only = self.look.ascii_only
-        self.push_screen(
-            Help(self.desk, lambda width: help_lines(self.keymap, width, ascii_only=ascii_only))
-        )
+
+        def lines(width: int) -> list[Line]:
+            own = help_lines(self.keymap, width, ascii_only=ascii_only)
+            return [*own, [], *window_lines(self.keymap, width, ascii_only=ascii_only)]
+
+        self.push_screen(Help(self.desk, lines))

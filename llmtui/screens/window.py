@@ -170,7 +170,8 @@ class Window(ModalScreen[R], Generic[R]):
             self.query_one(".lines", Static).update(text)
         self._fit_rows(len(made))
         frame = self.query_one(".frame")
-        title, aside = self.heading(), self.aside()
+        title = self.heading()
+        aside = "  ".join(part for part in (self.aside(), self._below(len(made))) if part)
         if ascii_only:
             title, aside = plain(title), plain(aside)
         frame.border_title = Content(title) if title else None
@@ -188,6 +189,12 @@ class Window(ModalScreen[R], Generic[R]):
         sheet = self.query_one(".sheet")
         if sheet.styles.height is None or sheet.styles.height.value != height:
             sheet.styles.height = height
+
+    def _below(self, rows: int) -> str:
+        """Return how much is out of sight."""
+        sheet = self.query_one(".sheet")
+        hidden = rows - sheet.scroll_offset.y - (sheet.size.height or rows)
+        return f"↓ {hidden} more" if hidden > 0 else ""
 
     def _rest(self) -> int:
         """Rows of what stands below the lines, each with its space above."""
@@ -237,4 +244,7 @@ class Window(ModalScreen[R], Generic[R]):
 
     def action_scroll_by(self, rows: int) -> None:
         """Scroll the lines."""
-        self.query_one(".sheet", VerticalScroll).scroll_relative(y=rows, animate=False)
+        self.query_one(".sheet", VerticalScroll).scroll_relative(
+            y=rows, animate=False, immediate=True
+        )
+        self.repaint()
