@@ -29,6 +29,7 @@ from llmd.api.services import Services
 from llmd.api.sse import Usage
 from llmd.core.events import Queued, Rule, Why
 from llmd.core.ratelimit import Denied
+from llmd.core.record import CancelCause
 from llmd.core.tokens import Estimate, PromptSize
 from llmd.models.catalog import CatalogModel
 from llmd.registry import Handle
@@ -94,6 +95,9 @@ class Inference:
                 error = handle.verdict(self._timeout_s)
             if error is not None and not connection.gone:
                 await answer.error(error)
+        except trio.Cancelled:  # everything ends, and this request with it
+            handle.cancel(CancelCause.SHUTDOWN)
+            raise
         finally:
             self._account(handle, error, answer)
 
