@@ -133,3 +133,19 @@ async def test_only_so_many_are_remembered(demo_models, autojump_clock):
             await rig.ask("POST", "/tokenize", {"content": ""}, headers=headers)
         assert await ids(rig, "/requests", ADMIN) == ["r2", "r1"]
         assert (await rig.ask("GET", "/requests/r0")).status == 404
+
+
+async def test_a_request_that_everything_ended_around_was_shut_down(demo_models, autojump_clock):
+    """However the daemon ends: what it cuts off is not told as done."""
+    async with api(demo_models, **FOR_EVER) as rig:
+        await rig.loaded("demo-small")
+        async with trio.open_nursery() as nursery:
+            for number in range(3):  # two slots: one waits
+                await running(rig, nursery, request_id=f"r{number}")
+            states = {handle.record.state.value for handle in rig.registry.handles()}
+            assert states == {"prefill", "queued"}
+            nursery.cancel_scope.cancel()
+        ended = {record.id: record for record in rig.registry.records()}
+    for number in range(3):
+        record = ended[f"r{number}"]
+        assert (record.outcome, record.cancel_cause.value) == ("cancelled", "shutdown")
