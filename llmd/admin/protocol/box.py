@@ -145,8 +145,8 @@ class Worker(View, frozen=True, kw_only=True):
         first_token_p95_s: Over the last 5 minutes.
         kv_used: Share of the slots' context that running requests fill with prompt and answer,
             0 to 1; None when the context is not known.
-        load_s: Seconds of its last load, or what one is expected to take.
-        load_progress: 0 to 1 while it loads, as the clock has it; never quite 1.
+        load_s: Seconds of its last load, or what one is expected to take; 0 = not known.
+        load_progress: 0 to 1 while it loads, as it says, else as the clock has it; never quite 1.
         load_left_s: Expected rest of a load.
         starts: How often it was started.
         crashes: How often it ended without being told to.

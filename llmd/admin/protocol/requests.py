@@ -125,7 +125,7 @@ class QueueModel(View, frozen=True, kw_only=True):
     Attributes:
         queued: By class.
         service_s: Moving average of how long a lease lasts.
-        load_s: Moving average of a load, or what one is expected to take.
+        load_s: Moving average of a load, or what one is expected to take; 0 = not known.
     """
 
     model: str

@@ -37,7 +37,7 @@ class Plan(View, frozen=True, kw_only=True):
         fits_beside: It would fit without evicting anything.
         evict: What goes for it.
         queued: Requests that wait for the model already.
-        load_s: Expected seconds of its load; 0 when it is loaded.
+        load_s: Expected seconds of its load; 0 when it is loaded, or when nothing tells.
         load_measured: It was loaded before, and `load_s` is what that took on average.
         drain_s: What still runs on an evicted model after this long is cancelled; 0 = all may
             finish. As asked for, else as configured.
