@@ -21,14 +21,14 @@ if __name__ == "__main__":
     # `python benchmarks/run.py` has only benchmarks/ on its path.
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import report, stack, tui
+from benchmarks import admin, report, stack, tui
 from benchmarks.job import Generator
 from benchmarks.measures import MEASURES, Outcome
 from benchmarks.rounds import Bench, Sides, Spread
 from benchmarks.stack import Address, BenchmarkError, Process, Settings
 
 START = "start"
-NAMES = (START, *MEASURES, tui.NAME)
+NAMES = (START, *MEASURES, admin.NAME, tui.NAME)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -122,6 +122,8 @@ def _run(
         yield from _start(directory, address, options.rounds or (2 if options.quick else 5))
     if paired:
         yield from _paired(directory, models, settings, paired, options, address)
+    if admin.NAME in names and not options.null:
+        yield from admin.measure(directory, address, rounds=options.rounds, quick=options.quick)
     if tui.NAME in names and not options.null:
         yield from tui.measure(directory / tui.NAME, rounds=options.rounds, quick=options.quick)
 
