@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from policy_box import Box, FakeWorker
 
 from llmd.core.lifecycle import Priority
-from llmd.core.policy import ModelInfo, PolicySettings, statistics
+from llmd.core.policy import ModelInfo, PolicySettings, eta_s, statistics
 
 QUICK = settings(
     max_examples=80,
@@ -26,6 +27,7 @@ FREE = {"max_size": 0, "max_tokens": 0, "aging_sec": 0.0}
     count=st.integers(2, 5),
     max_delay_sec=st.sampled_from([3.0, 30.0]),
     min_residency_sec=st.sampled_from([0.0, 5.0]),
+    stop_s=st.sampled_from([0.0, 1.5]),
     asked=st.lists(
         st.tuples(
             st.sampled_from([0.0, 0.5, 2.0, 9.0]),  # seconds after the last
@@ -38,7 +40,7 @@ FREE = {"max_size": 0, "max_tokens": 0, "aging_sec": 0.0}
 )
 @QUICK
 def test_nobody_waits_longer_than_max_delay_and_a_drain_and_a_load_for_each_model_ahead(
-    max_loaded, count, max_delay_sec, min_residency_sec, asked
+    max_loaded, count, max_delay_sec, min_residency_sec, stop_s, asked
 ):
     """With slots enough for all, so that only what is loaded can hold a request back."""
     load_s, longest = 4.0, 6.0
@@ -50,14 +52,14 @@ def test_nobody_waits_longer_than_max_delay_and_a_drain_and_a_load_for_each_mode
             **FREE,
         ),
         [ModelInfo(f"m{n}") for n in range(count)],
-        {f"m{n}": FakeWorker(load_s=load_s, slots=99) for n in range(count)},
+        {f"m{n}": FakeWorker(load_s=load_s, slots=99, stop_s=stop_s) for n in range(count)},
     )
     for number, (after_s, model, service_s) in enumerate(asked):
         box.run(box.now + after_s)
         box.ask(f"r{number}", f"m{model % count}", service_s=service_s)
     box.run()
     ahead = count  # every model once, its own included
-    bound = max_delay_sec + ahead * (longest + load_s + min_residency_sec)
+    bound = max_delay_sec + ahead * (longest + stop_s + load_s + min_residency_sec)
     for number in range(len(asked)):
         assert box.wait_s(f"r{number}") <= bound
 
@@ -172,3 +174,30 @@ def test_with_aging_the_lowest_class_gets_its_turn_under_any_load(asked):
         box.run(box.now + gap)
     box.run()
     assert box.wait_s("low") <= 22.0
+
+
+@given(
+    slots=st.integers(1, 4),
+    service_s=st.sampled_from([0.5, 4.0]),
+    asked=st.lists(
+        st.tuples(st.sampled_from([0.0, 0.3, 1.0, 6.0]), st.integers(1, 3)), min_size=1, max_size=25
+    ),
+)
+@QUICK
+def test_where_all_requests_take_the_same_the_time_told_is_the_time_taken(slots, service_s, asked):
+    """Told when it is asked for, and the same whenever it is asked again."""
+    box = Box(PolicySettings(**FREE), workers={"a": FakeWorker(slots=slots)})
+    box.preload("a")
+    box.ask("first", service_s=service_s)
+    box.run()
+    told: dict[str, float] = {}
+    for number, (after_s, width) in enumerate(asked):
+        box.run(box.now + after_s)
+        box.ask(f"r{number}", slots=width, service_s=service_s)
+        for request_id in box.waiting:
+            eta = eta_s(box.state, request_id, box.now)
+            assert eta is not None
+            assert told.setdefault(request_id, box.now + eta) == pytest.approx(box.now + eta)
+    box.run()
+    for request_id, at in told.items():
+        assert box.ended[request_id].granted_at == pytest.approx(at)
