@@ -42,6 +42,7 @@ class Choice(Button):
     def __init__(self, label: str, name: str, look: Look) -> None:
         super().__init__(Content(f"  {label}  "), id=name, compact=True)
         self._plain = label
+        self._lit = False  # `has_focus` comes about only after `on_focus`
         self._marks = "><" if look.ascii_only else "▸◂"
 
     def relabel(self, label: str) -> None:
@@ -51,16 +52,18 @@ class Choice(Button):
             self._mark()
 
     def _mark(self) -> None:
-        left, right = tuple(self._marks) if self.has_focus else (" ", " ")
+        left, right = tuple(self._marks) if self._lit else (" ", " ")
         self.label = Content(f"{left} {self._plain} {right}")
         self.refresh(layout=True)
 
     def on_focus(self) -> None:
         """Show the focus."""
+        self._lit = True
         self._mark()
 
     def on_blur(self) -> None:
         """Show that it has gone."""
+        self._lit = False
         self._mark()
 
 

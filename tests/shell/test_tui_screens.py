@@ -518,7 +518,9 @@ def test_a_model_that_serves_goes_only_once_it_was_named(size):
         assert app.screen.query_one("#yes").disabled
         await pilot.press(*"wrong", "enter")
         assert app.focused.id == "no"
+        await shows(app, pilot, "▸ Cancel ◂")
         assert box.done == []
+        app.screen.query_one("#named").focus()
         app.screen.query_one("#named").value = GEMMA
         await until(pilot, lambda: not app.screen.query_one("#yes").disabled)
         assert f"llmctl unload {GEMMA} --drain 0 --if-gen 41" == app.screen.command()
@@ -528,7 +530,10 @@ def test_a_model_that_serves_goes_only_once_it_was_named(size):
         assert "--force" in app.screen.command()
         await shows(app, pilot, "Unload, cancel them", "esc back")
         assert {len(line) for line in drawn(app).split("\n")} == {size[0]}
-        await pilot.press("ctrl+f", "tab", "enter")
+        await pilot.press("ctrl+f", "enter")  # in the field: on to the button
+        await shows(app, pilot, "▸ Unload ◂")
+        assert app.focused.id == "yes"
+        await pilot.press("enter")
         await until(pilot, lambda: len(app.screen_stack) == 1)
         more = {"drain_s": 15.0, "force": False, "if_gen": 41}
         assert box.done == [("unload", GEMMA, more)]
