@@ -96,7 +96,10 @@ class Acting(Finding):
         """Ask whether to cancel the marked requests, or the one under the cursor."""
         table = self.board("requests")
         marked = sorted(table.marked)
-        if (self.table is not table and not marked) or not self._may_act(on_cursor=not marked):
+        if self.table is not table and not marked:
+            self.say("requests are cancelled in their own table, or marked there")
+            return
+        if not self._may_act(on_cursor=not marked):
             return
         ids = marked or [table.cursor_key or ""]
         hit = [self.shown.requests[i] for i in ids if i in self.shown.requests]

@@ -36,7 +36,7 @@ from llmtui.state import RUNNING, State, held, hold, is_faulty_worker, newest_ru
 from llmtui.view import View, first_rate
 from llmtui.widgets.lines import Lines
 from llmtui.widgets.paint import THEMES, palette
-from llmtui.widgets.prompt import Prompt
+from llmtui.widgets.prompt import Prompt, PromptLine
 from llmtui.widgets.table import Table
 from llmtui.wire import LeanApp
 
@@ -114,8 +114,8 @@ class Board(LeanApp):
         yield Table(self._event, lambda _width: "AT       LEVEL    WHAT", id="events")
         yield Lines(self._notice, id="notice")
         yield Lines(self.board_keys, id="footer")
-        yield Prompt(id="filter")
-        yield Prompt(id="command")
+        yield PromptLine("/", Prompt(id="filter", done=self.filtered))
+        yield PromptLine(":", Prompt(id="command", done=self.commanded, more=self.more_words))
 
     def on_mount(self) -> None:
         """Begin to listen and to draw."""
@@ -158,6 +158,15 @@ class Board(LeanApp):
         events = self.main.query_one("#events")
         self.main.query_one("#requests").display = height >= _ROOMY or not events.display
         events.styles.height = 12 if height >= _ROOMY else "1fr"
+
+    def filtered(self, words: str | None) -> None:
+        """Take what was typed as a filter; None = it was left."""
+
+    def commanded(self, text: str | None) -> None:
+        """Take what was typed as a command; None = it was left."""
+
+    def more_words(self, field: Prompt, step: int) -> None:
+        """Complete what is typed, or show what was typed before; see `Prompt`."""
 
     # --- when it is drawn -------------------------------------------------------------------
 

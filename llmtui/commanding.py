@@ -6,9 +6,8 @@ from argparse import Namespace
 from typing import Any
 
 import msgspec
-from textual import on, work
-from textual.app import App
-from textual.widgets import Input
+from textual import work
+from textual.command import CommandPalette
 
 from llmd.admin import protocol as p
 from llmd.admin.calls import AdminError
@@ -33,7 +32,6 @@ _HINT = "a command as llmctl knows it; tab completes, ↑ shows older ones"
 class Commanding(Acting):
     """The board with the keys that take words."""
 
-    COMMANDS = {Everything}  # noqa: RUF012 - as Textual declares it
     _history: History
 
     def action_command(self) -> None:
@@ -41,40 +39,24 @@ class Commanding(Acting):
         if not hasattr(self, "_history"):
             self._history = History()
         hint = _HINT.replace("↑", "up") if self.look.ascii_only else _HINT
-        self.main.query_one("#command", Prompt).open("", f": {hint}")
+        self.main.query_one("#command", Prompt).open("", hint)
 
     def action_command_palette(self) -> None:
         """Show everything that can be done, to be found by its name."""
-        App.action_command_palette(self)
+        self.push_screen(CommandPalette([Everything], placeholder="keys, models, requests"))
 
-    @on(Prompt.Left, "#command")
-    def uncommanded(self) -> None:
-        """Leave the command line."""
-        self._end_command()
-
-    def _end_command(self) -> None:
-        self.main.query_one("#command", Prompt).close()
-        self.focus_table(self._focused)
-        self.redraw()
-
-    @on(Prompt.Asked, "#command")
-    def wanted(self, event: Prompt.Asked) -> None:
-        """Complete a word, or show what was typed before."""
-        field = self.main.query_one("#command", Prompt)
-        if event.step:
-            field.value = self._history.step(event.step, field.value)
-        else:
-            before, after = (
-                field.value[: field.cursor_position],
-                field.value[field.cursor_position :],
-            )
-            line, found = completed(before, self._names())
-            field.value = line + after
-            field.cursor_position = len(line)
-            if len(found) > 1:
-                self.say("  ".join(found), "dim")
+    def more_words(self, field: Prompt, step: int) -> None:
+        """Complete what is typed, or show what was typed before; see `Prompt`."""
+        if step:
+            field.value = self._history.step(step, field.value)
+            field.cursor_position = len(field.value)
             return
-        field.cursor_position = len(field.value)
+        place = field.cursor_position
+        line, found = completed(field.value[:place], self._names())
+        field.value = line + field.value[place:]
+        field.cursor_position = len(line)
+        if len(found) > 1:
+            self.say("  ".join(found), "dim")
 
     def _names(self) -> dict[str, list[str]]:
         requests = self.link.state.requests.values()
@@ -85,12 +67,12 @@ class Commanding(Acting):
             "TOPIC": list(p.TOPICS),
         }
 
-    @on(Input.Submitted, "#command")
-    def commanded(self, event: Input.Submitted) -> None:
-        """Carry out a command, once it is confirmed where it does harm."""
-        text = event.value.strip()
+    def commanded(self, text: str | None) -> None:
+        """Carry out a command, once it is confirmed where it does harm; see `Board`."""
+        self.focus_table(self._focused)
+        text = (text or "").strip()
         self._history.add(text)
-        self._end_command()
+        self.redraw()
         try:
             words = understood(text)
         except UsageError as error:

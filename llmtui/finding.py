@@ -68,24 +68,13 @@ class Finding(Board):
     @on(Input.Changed, "#filter")
     def filtering(self, event: Input.Changed) -> None:
         """Filter while it is typed."""
-        if event.input.display:
+        if isinstance(event.input, Prompt) and event.input.used:
             self.view.words[self._filtering] = event.value
             self._resort()
 
-    @on(Input.Submitted, "#filter")
-    def filtered(self, event: Input.Submitted) -> None:
-        """Keep the filter."""
-        self.view.words[self._filtering] = event.value
-        self._end_filter()
-
-    @on(Prompt.Left, "#filter")
-    def unfiltered(self) -> None:
-        """Forget the filter."""
-        self.view.words[self._filtering] = ""
-        self._end_filter()
-
-    def _end_filter(self) -> None:
-        self.main.query_one("#filter", Prompt).close()
+    def filtered(self, words: str | None) -> None:
+        """Keep the filter, or forget it; see `Board`."""
+        self.view.words[self._filtering] = words or ""
         self.focus_table(self._filtering)
         self._resort()
 

@@ -38,6 +38,8 @@ def header(state: State, width: int, now: float, look: Look, tells: Bar) -> list
         lines += [_rates(state, look, width), _box(state, look, tells.own, width)]
     else:
         lines.append(_short(state, look, width))
+    if state.link == "stale":  # old figures look old; what says so does not
+        lines = [[(t, s if s in ("head", "bad") else "dim") for t, s in line] for line in lines]
     return [_cut(line, width, look) for line in lines]
 
 
@@ -147,7 +149,7 @@ def _box(state: State, look: Look, own: Own, width: int) -> Line:
         room = [("  free ", "dim"), (size(free), "")]
     parts: Line = [(" ", "")]
     for number, gpu in enumerate((totals.gpus or ())[: 1 if width < 160 else 2]):
-        parts += [*([gap] if number else []), *_gpu(number, gpu, look, 8)]
+        parts += [*([gap] if number else []), *_gpu(number, gpu, look, 8 if width >= 116 else 4)]
     if not totals.gpus:
         parts += [("models ", "dim"), *_memory(state, look, 14)]
     return [*parts, *room, gap, *_ram(totals), gap, *_own(own)]
@@ -225,8 +227,10 @@ def _memory(state: State, look: Look, length: int) -> Line:
 
 
 def _of(part: int, whole: int) -> str:
-    """Return two sizes, the unit only once where it is the same: 86.0/141.0G."""
+    """Return two sizes, the unit only once where it is the same: 86.0/141G."""
     first, second = size(part), size(whole)
+    if second.endswith("G") and first.endswith("M") and part > 0.9 * (1 << 30):
+        first = f"{part / (1 << 30):.1f}G"
     return f"{first[:-1] if first[-1:] == second[-1:] else first}/{second}"
 
 

@@ -101,7 +101,19 @@ _REQUESTS = (
         Column("gen", "GEN/MAX", 9, right=True),
         Column("speed", "t/s", 5, right=True),
         Column("age", "AGE", 6, right=True),
-        Column("eta", "ETA", 6, right=True),
+        Column("eta", "ETA", 5, right=True),
+        Column("why", "WHY", 0, weight=6),
+    )),
+    (88, (
+        Column("id", "ID", 6),
+        Column("word", "ST", 8),
+        Column("class", "P", 2),
+        Column("model", "MODEL", 0, weight=5),
+        Column("client", "CLIENT", 0, weight=3),
+        Column("place", "GEN/MAX", 9, right=True),
+        Column("speed", "t/s", 5, right=True),
+        Column("age", "AGE", 5, right=True),
+        Column("eta", "ETA", 5, right=True),
         Column("why", "WHY", 0, weight=6),
     )),
     (70, (
@@ -344,8 +356,15 @@ def _request_number(request: p.Request, name: str, now: float) -> Part:
         return span((request.ended_at or now) - request.received_at), ""
     if request.eta_at is None or request.ended:
         return "-", "dim"
-    left_s = max(0, round(request.eta_at - now))
-    return f"~{left_s}s" if left_s < 100 else f"~{span(left_s)}", ""
+    return _about(request.eta_at - now), ""
+
+
+def _about(seconds: float) -> str:
+    """Return an expected time, no more exact than it is, in at most five characters."""
+    left = max(0, round(seconds))
+    if left < 100:
+        return f"~{left}s"
+    return f"~{round(left / 60)}m" if left < 5970 else f"~{min(999, round(left / 3600))}h"
 
 
 def request_why(request: p.Request, now: float) -> str:

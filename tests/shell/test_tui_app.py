@@ -179,6 +179,8 @@ def test_keys_in_a_burst_go_where_they_would_go_one_by_one():
         burst(app, "slash", *"sxq")  # nothing of a filter acts on the tables
         await until(pilot, lambda: app.view.words["workers"] == "sxq")
         await pilot.press("escape")
+        burst(app, "colon", "v", "e", "r", "s", "tab", "x", "enter")
+        await until(pilot, lambda: "usage: llmctl version" in drawn(app))
         burst(app, "2", "G", "x", "y")  # the answer is for the question, and cancels
         await until(pilot, lambda: len(app.shown.gone) == 1)
 

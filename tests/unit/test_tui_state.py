@@ -178,6 +178,13 @@ def test_numbers_stay_short():
     ]  # fmt: skip
 
 
+def test_an_expected_time_is_no_more_exact_than_it_is():
+    columns = [column for column in request_columns(117, Look()) if column.name == "eta"]
+    for left_s, text in ((0, "~0s"), (99, "~99s"), (109, "~2m"), (5969, "~99m"), (7300, "~2h")):
+        asked = request("r", "queued", eta_at=NOW + left_s)
+        assert text_of(request_row(asked, State(), columns, NOW, Look())).strip() == text
+
+
 def test_bars_and_sparks_have_their_width():
     assert bar(0.5, 4) == "▆▆▁▁"
     assert bar(2.0, 6, ascii_only=True) == "[####]"
