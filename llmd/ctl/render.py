@@ -177,7 +177,7 @@ def queue(view: p.Queue, style: Style, now: float) -> list[str]:
                 count(model.queued_tokens),
                 span(now - model.oldest_at if model.oldest_at else None),
                 span(model.service_s),
-                span(model.load_s),
+                span(model.load_s or None),
             ]
             for model in view.models
         ]

@@ -47,7 +47,8 @@ async def _queue(call: Call) -> Reply:
         "running": now.running,
         "loaded": [model.model for model in visible if model.model in now.loaded],
         "models": {
-            model.model: load(model) | {"service_s": model.service_s, "load_s": model.load_s}
+            model.model: load(model)
+            | {"service_s": model.service_s, "load_s": model.load_s or None}
             for model in visible
         },
     }

@@ -114,7 +114,7 @@ def _worker(call: Call) -> Worker:
         raise errors.ModelNotLoaded(
             f"{model.name} is not loaded now, and this path never loads a model",
             param="model",
-            retry_after_s=next((q.load_s for q in queues if q.model == model.name), None),
+            retry_after_s=next((q.load_s or None for q in queues if q.model == model.name), None),
         )
     return worker
 
