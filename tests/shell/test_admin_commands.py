@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 
 import pytest
@@ -238,14 +239,43 @@ async def test_reset_lets_a_failed_model_be_tried_again(desk):
     assert (await peer.ask(type="reset", id=2, model="demo-small"))["result"]["state"] == "ready"
 
 
-async def test_every_action_is_logged_with_who_did_it_and_what_it_hit(desk, caplog):
+@pytest.mark.parametrize(
+    ("command", "hit"),
+    [
+        ({"type": "switch", "model": "demo-large"}, {"model": "demo-large", "evict": "demo-small"}),
+        ({"type": "load", "model": "demo-small"}, {"model": "demo-small"}),
+        ({"type": "unload", "model": "demo-small", "force": True}, {"running": 1, "force": True}),
+        ({"type": "restart", "model": "demo-small", "force": True}, {"running": 1}),
+        ({"type": "reset", "model": "demo-small"}, {"model": "demo-small"}),
+        ({"type": "cancel", "request": "r-1"}, {"requests": "r-1", "count": 1}),
+        ({"type": "cancel", "key": "root"}, {"requests": "r-1", "key_name": "root"}),
+        ({"type": "stop"}, {"unload": "demo-small", "running": 1}),
+        ({"type": "drain", "reject_queued": True}, {"reject_queued": True}),
+        ({"type": "resume"}, {}),
+    ],
+)
+async def test_every_action_is_logged_with_who_did_it_and_what_it_hit(desk, caplog, command, hit):
     caplog.set_level("INFO", "llmd")
-    await desk.peer().ask(type="switch", id=1, model="demo-small", wait=True)
-    fields = [
+    await running(desk)
+    peer = desk.peer()
+    assert (await peer.ask(**command, id=1))["type"] == "ok"
+    noted = [
         record.__dict__["llmd_fields"]
         for record in caplog.records
-        if record.getMessage() == "operator: switch"
+        if record.getMessage() == f"operator: {command['type']}"
     ]
-    [noted] = fields
-    assert noted["model"] == "demo-small"
-    assert {"uid", "pid", "user"} <= set(noted)
+    [fields] = noted
+    assert (fields["uid"], fields["pid"]) == (os.geteuid(), os.getpid())
+    assert fields["user"]
+    assert hit.items() <= fields.items()
+    await peer.ask(type="cancel", id=2, all=True)
+
+
+async def test_what_is_refused_or_only_looked_at_is_not_logged_as_done(desk, caplog):
+    caplog.set_level("INFO", "llmd")
+    peer = desk.peer()
+    await peer.ask(type="switch", id=1, model="demo-small", dry_run=True)
+    await peer.ask(type="switch", id=2, model="demo-small", if_gen=99)
+    await peer.ask(type="unload", id=3, model="nope")
+    await peer.ask(type="status", id=4)
+    assert not [r for r in caplog.records if r.getMessage().startswith("operator: ")]
