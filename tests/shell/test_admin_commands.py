@@ -185,7 +185,7 @@ async def waiting(desk, nursery, request_id):
     return peer
 
 
-async def test_drain_holds_what_waits_and_why_tells_the_whole_story(desk):
+async def test_drain_holds_what_waits_and_why_tells_the_whole_story(desk, autojump_clock):
     desk.rig.answers["POST", "/v1/chat/completions"] = DONE
     async with trio.open_nursery() as nursery:
         peer = await waiting(desk, nursery, "r-7")
