@@ -37,7 +37,7 @@ class Acting(Finding):
         key = table.cursor_key
         notice = self.happening(key or "") if table.id == "events" else None
         if notice is not None:
-            text = notice.text
+            text = notice.whole
         elif not key:
             return
         else:
@@ -137,4 +137,9 @@ class Acting(Finding):
 
 def _told(notice: Happening, width: int) -> list[Line]:
     lines = [[(f"{clock(notice.at)}  {notice.level}", "dim")], []]
-    return [*lines, *told(notice.text, width)]
+    lines += told(notice.text, width)
+    return (
+        lines
+        if notice.whole == notice.text
+        else [*lines, [], *told(notice.whole, width, style="dim")]
+    )

@@ -240,7 +240,7 @@ def test_events_open_beside_the_tables_or_in_their_place():
         await until(pilot, lambda: "3 Events" in drawn(app))
         assert app.table.id == "events"
         assert ("2 Requests" in drawn(app)) is (app.size.height >= 30)
-        assert "worker loading model=llama3.3" in drawn(app)
+        assert "llama3.3-70b-q4 loads" in drawn(app)
         await pilot.press("slash", *"nothing", "enter")
         assert app.table.keys == []
         await pilot.press("escape", "enter")

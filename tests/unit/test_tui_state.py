@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmd.admin import protocol as p
 from llmtui.form import bar, count, fit, size, span, spark
-from llmtui.happenings import happenings, mishaps
+from llmtui.happenings import happenings, mishaps, spoken
 from llmtui.header import Bar, header
 from llmtui.rows import Look, heading, request_columns, request_row, worker_columns, worker_row
 from llmtui.state import (
@@ -92,6 +92,22 @@ def test_a_flood_of_refusals_is_one_line_that_counts():
     told = happenings([p.Notice(seq=7, at=NOW + 60, level="info", text="hi")], wrong)
     assert [one.key for one in told] == ["m1", "m3", "n7", "m2"]
     assert told[0].text == "ci: refused 200 times, last r199: queue_full"
+
+
+def test_the_log_is_told_as_people_would():
+    for line, said in (
+        (
+            "operator: switch user=root uid=0 pid=7 model=b evict=a generation=41",
+            "root (uid 0): switch a -> b  plan#41",
+        ),
+        ('operator: cancel key="ci bot" hit=3', "ci bot: cancel  hit 3"),
+        ("worker ready model=m load_s=0.03", "m is ready, loaded in 0.03s"),
+        ('worker failed model=m reason="exit 139: \\"x=1\\""', 'm failed: exit 139: "x=1"'),
+        ("worker off model=m reason=idle_timeout", "m is off: idle timeout"),
+        ("listening url=http://x models=2", "listening url=http://x models=2"),
+        ("open mode: every caller is an admin", "open mode: every caller is an admin"),
+    ):
+        assert spoken(line) == said
 
 
 def test_a_lost_link_keeps_the_data_and_when_it_was_lost():
