@@ -18,6 +18,7 @@ from llmtui.bindings import spelt
 from llmtui.rows import Line, Look
 from llmtui.screens.desk import Desk
 from llmtui.screens.flow import as_text, cells, plain
+from llmtui.state import State
 
 R = TypeVar("R")
 PAINT_S = 0.25
@@ -105,6 +106,9 @@ class Window(ModalScreen[R], Generic[R]):
         self.desk = desk
         self._drawn: list[Line] = []
         self._hinted: Line = []
+        self._state: State | None = None
+        self._second = 0
+        self._entitled = ("", "")
         self._colours: dict[str, Style] = dict(desk.colours)
 
     # --- for each window to say -------------------------------------------------------------
@@ -148,7 +152,7 @@ class Window(ModalScreen[R], Generic[R]):
     def on_mount(self) -> None:
         """Begin to draw."""
         self.query_one(".frame").styles.width = self.wide or "100%"
-        self.set_interval(PAINT_S, self.repaint)
+        self.set_interval(PAINT_S, self.tick)
         self.call_after_refresh(self.repaint)
 
     def on_resize(self) -> None:
@@ -161,6 +165,13 @@ class Window(ModalScreen[R], Generic[R]):
         """Cells of a line, the frame and the scroll bar taken off."""
         return max(20, min(self.wide, self.app.size.width) - 5)
 
+    def tick(self) -> None:
+        """Draw when something was heard, and once a second what grows older."""
+        state, second = self.desk.state(), int(self.desk.now())
+        if state is not self._state or second != self._second:
+            self._state, self._second = state, second
+            self.repaint()
+
     def repaint(self) -> None:
         """Draw what has changed."""
         if not self.is_attached or not self.query(".sheet"):
@@ -171,18 +182,20 @@ class Window(ModalScreen[R], Generic[R]):
             self._drawn = made
             text = as_text(made, self._colours, ascii_only=ascii_only)
             self.query_one(".lines", Static).update(text)
-        self._fit_rows(len(made))
-        frame = self.query_one(".frame")
+        room = self._fit_rows(len(made))
         title = self.heading()
-        aside = "  ".join(part for part in (self.aside(), self._below(len(made))) if part)
+        aside = "  ".join(part for part in (self.aside(), self._below(len(made), room)) if part)
         if ascii_only:
             title, aside = plain(title), plain(aside)
-        frame.border_title = Content(title) if title else None
-        frame.border_subtitle = Content(aside) if aside else None
+        if (title, aside) != self._entitled:  # to set them draws the whole frame anew
+            self._entitled = (title, aside)
+            frame = self.query_one(".frame")
+            frame.border_title = Content(title) if title else None
+            frame.border_subtitle = Content(aside) if aside else None
         self.show_hints(self.fitted_hints())
 
-    def _fit_rows(self, rows: int) -> None:
-        """Give the lines as many rows as there are, or as there is room for."""
+    def _fit_rows(self, rows: int) -> int:
+        """Give the lines as many rows as there are, or as there is room for; return how many."""
         taken = 2  # the frame
         tight = rows + self._rest() + 2 > self.app.size.height
         for widget in self.query(".hints, .choices, .field"):
@@ -192,11 +205,11 @@ class Window(ModalScreen[R], Generic[R]):
         sheet = self.query_one(".sheet")
         if sheet.styles.height is None or sheet.styles.height.value != height:
             sheet.styles.height = height
+        return height
 
-    def _below(self, rows: int) -> str:
+    def _below(self, rows: int, room: int) -> str:
         """Return how much is out of sight."""
-        sheet = self.query_one(".sheet")
-        hidden = rows - sheet.scroll_offset.y - (sheet.size.height or rows)
+        hidden = rows - self.query_one(".sheet").scroll_offset.y - room
         return f"↓ {hidden} more" if hidden > 0 else ""
 
     def _rest(self) -> int:
