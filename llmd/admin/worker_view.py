@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from llmd.admin import protocol as p
+from llmd.core.estimates import MOST_FRACTION
 from llmd.core.lifecycle import RequestState, WorkerState
 from llmd.core.policy import ModelStatistics, Progress
 from llmd.core.record import RequestRecord
@@ -107,9 +108,9 @@ def _note(
 ) -> str:
     """Say in a few words what is worth knowing beyond the state."""
     if progress is not None:
-        if progress.exact and left_s is None:
-            return str(progress)
-        return f"{progress}, ETA {left_s:.0f}s" if left_s else "longer than usual"
+        late = not progress.exact and progress.fraction >= MOST_FRACTION
+        words = "longer than usual" if late else str(progress)
+        return words if left_s is None else f"{words}, ETA {left_s:.0f}s"
     if state in (WorkerState.BACKOFF, WorkerState.FAILED):
         said = _first_line(reason)
         return f"{said}, retry in {retry_in_s:.0f}s" if retry_in_s is not None else said

@@ -22,7 +22,7 @@ _FIRST_TOKENS = 8  # with fewer, the pace of a running request says nothing
 _START_BYTES = 64 << 20
 _LIKE_ENOUGH = 4.0  # sizes that differ more than this say nothing about each other
 _TELLING_FRACTION = 0.05  # of a load, below which its pace says nothing
-_MOST_FRACTION = 0.99  # of a load that is not over
+MOST_FRACTION = 0.99  # of a load that is not over
 
 
 def smoothed(old: float | None, new: float) -> float:
@@ -78,15 +78,18 @@ def load_progress(state: SchedulerState, model: Model, now: float) -> Progress |
     if not model.loading:
         return None
     if model.progress is not None:
-        return Progress(min(model.progress, _MOST_FRACTION), exact=True)
+        return Progress(min(model.progress, MOST_FRACTION), exact=True)
     expected = expected_load_s(state, model)
     if not expected:
         return None
-    return Progress(min(max(0.0, now - model.started_at) / expected, _MOST_FRACTION), exact=False)
+    return Progress(min(max(0.0, now - model.started_at) / expected, MOST_FRACTION), exact=False)
 
 
 def load_left_s(state: SchedulerState, model: Model, now: float) -> float | None:
-    """Return the expected rest of a load under way, or of one not begun; None = not known."""
+    """Return the expected rest of a load under way, or of one not begun; None = not known.
+
+    At its own pace, if it says how far it is; else what is late is taken to be as late again.
+    """
     if not model.loading:
         return expected_load_s(state, model)
     elapsed = max(0.0, now - model.started_at)
@@ -94,7 +97,7 @@ def load_left_s(state: SchedulerState, model: Model, now: float) -> float | None
     if told is not None and _TELLING_FRACTION <= told < 1:
         return elapsed * (1 - told) / told
     expected = expected_load_s(state, model)
-    return None if expected is None else max(0.0, expected - elapsed)
+    return None if expected is None else abs(expected - elapsed)
 
 
 # --- services and drains -------------------------------------------------------------------

@@ -266,6 +266,15 @@ def test_a_worker_that_says_how_far_its_load_is_is_believed():
     assert load_progress(box.state, box.state.models["a"], box.now) is None
 
 
+def test_a_load_that_is_late_is_taken_to_be_as_late_again():
+    box = box_of(infos={"a": {"load_s": 10.0}}, workers={"a": FakeWorker(load_s=60.0)})
+    box.ask("1")
+    box.run(25)
+    assert why(box, "1").detail == "loading, ~99%, about 15 s left"
+    box.post(LoadAdvanced("a", 0.0))  # nothing to go by yet
+    assert eta_s(box.state, "1", box.now) == 15.0
+
+
 def test_a_first_load_is_expected_by_what_others_of_its_size_took():
     gib = 1 << 30
     sizes = {"a": 4 * gib, "b": 8 * gib, "c": 400 * gib}
