@@ -26,6 +26,7 @@ from llmd.config.locate import KeyPath
 from llmd.errors import ConfigError, LlmdError
 from llmd.fleet import Fleet, total_memory_bytes
 from llmd.models.catalog import Catalog
+from llmd.models.hub import Missing, Unreachable, look_up
 from llmd.models.model import CatalogModel
 from llmd.workers.command import slot_count
 from llmd.workers.engine import Engine, find_engine
@@ -43,6 +44,7 @@ def report(
     err: TextIO,
     find: FindEngine = find_engine,
     memory_bytes: int | None = None,
+    online: bool = False,
 ) -> int:
     """Check a config, write what it resolves to on `out` and what is wrong on `err`.
 
@@ -53,6 +55,7 @@ def report(
         err: For warnings and faults, one a line.
         find: Finds the engine.
         memory_bytes: What this box has; default: asked.
+        online: Ask the hub about models that come from one.
 
     Returns:
         0 for a config without faults, else 1.
@@ -61,7 +64,7 @@ def report(
     if found.loaded is None:
         return _conclude(found.faults, err)
     box = total_memory_bytes() if memory_bytes is None else memory_bytes
-    check = _Check(found.loaded, found.faults, env, box)
+    check = _Check(found.loaded, found.faults, env, box, online=online)
     lines = check.run(find)
     if not found.faults:  # defaults in the place of what is faulty would only mislead
         _write(out, lines)
@@ -85,8 +88,15 @@ class _Check:
     """One check of one config; `faults` and `warnings` are what it found."""
 
     def __init__(
-        self, loaded: Loaded, faults: Iterable[str], env: Mapping[str, str], memory_bytes: int
+        self,
+        loaded: Loaded,
+        faults: Iterable[str],
+        env: Mapping[str, str],
+        memory_bytes: int,
+        *,
+        online: bool,
     ) -> None:
+        self._online = online
         self.faults: list[str] = list(faults)
         self.warnings: list[str] = list(loaded.warnings)
         self._loaded = loaded
@@ -163,7 +173,8 @@ class _Check:
         context_tokens = fleet.planned_context(model)
         self._try(lambda: fleet.spec(model.name, context_tokens))
         if model.header is None:
-            return f"{model.hf}, fetched when it is first loaded; its needs are unknown"
+            told = self._at_the_hub(model) if self._online else "its needs are unknown"
+            return f"{model.hf}, fetched when it is first loaded; {told}"
         needs = fleet.memory(model, context_tokens)
         cache = _cache_words(fleet.prompt_cache_mib(model))
         fit = "on the GPU" if not memory_bytes else "fits"
@@ -178,6 +189,23 @@ class _Check:
             f"each of {slot_count(model.config)} requests, needs {_gib(needs)} and "
             f"{cache} prompt cache: {fit}"
         )
+
+    def _at_the_hub(self, model: CatalogModel) -> str:
+        try:
+            found = look_up(model.hf or "", self._env)
+        except Missing as missing:
+            self.faults.append(self._placed(f"models.{model.name}.hf: {missing}"))
+            return "IT IS NOT THERE"
+        except Unreachable as trouble:
+            self.warnings.append(f"{model.name}: {trouble}")
+            return "the hub cannot be asked"
+        files = "" if found.files == 1 else f" in {found.files} files"
+        if self._memory_bytes and found.size_bytes > self._memory_bytes:
+            self.warnings.append(
+                f"{model.name} is {_gib(found.size_bytes)} and this box has "
+                f"{_gib(self._memory_bytes)}: choose a smaller quantisation"
+            )
+        return f"{_gib(found.size_bytes)}{files}"
 
     def _admin_socket(self) -> None:
         """Check who may use the admin socket, and whether they can."""

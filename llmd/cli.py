@@ -85,7 +85,11 @@ def _parser() -> argparse.ArgumentParser:
         help="where to write it (default: your config's place; for root, the system's)",
     )
     init.add_argument("--force", action="store_true", help="replace a file that exists")
-    _config_flag(command("check", _check, "Check a config and say what it resolves to."))
+    check = command("check", _check, "Check a config and say what it resolves to.")
+    _config_flag(check)
+    check.add_argument(
+        "--online", action="store_true", help="ask Hugging Face about models that it has, too"
+    )
     commands.add_parser(
         "engine", help="Run the embedded engine, with llama-server's flags.", add_help=False
     )
@@ -198,7 +202,9 @@ def _write_private(target: Path, text: str, *, replace: bool) -> None:
 def _check(options: argparse.Namespace) -> int:
     from llmd.check import report
 
-    return report(options.config, env=os.environ, out=sys.stdout, err=sys.stderr)
+    return report(
+        options.config, env=os.environ, out=sys.stdout, err=sys.stderr, online=options.online
+    )
 
 
 def _version(options: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import io
 import json
 import threading
 from contextlib import contextmanager
@@ -11,6 +12,10 @@ from contextlib import contextmanager
 import pytest
 from daemon_rig import KEYS, running
 from test_llmctl import llmctl
+
+from llmd.check import report
+from llmd.workers.embedded_flags import by_name
+from llmd.workers.engine import Engine, EngineKind
 
 pytestmark = pytest.mark.system
 
@@ -30,6 +35,7 @@ def hub(model):
     answers = {
         f"/api/models/{REPO}/refs": {"branches": [{"name": "main", "targetCommit": COMMIT}]},
         f"/api/models/{REPO}/tree/{COMMIT}": [file],
+        f"/api/models/{REPO}/tree/main": [file],
         f"/{REPO}/resolve/{COMMIT}/demo-Q8_0.gguf": data,
     }
 
@@ -72,8 +78,11 @@ async def llmd(runtime_dir, real_engine, demo_models, demo_small, tmp_path, monk
             monkeypatch.setenv(name, str(tmp_path / "cache"))
         monkeypatch.delenv("HF_TOKEN", raising=False)
         models = [demo_models / "demo-large.gguf"]
-        allow = {"hf_allow": ["tests/*"]}
-        async with running(runtime_dir, real_engine, models, api_keys=KEYS, llama=allow) as llmd:
+        groups = {
+            "llama": {"hf_allow": ["tests/*"]},
+            "scheduler": {"min_residency_sec": 0, "max_delay_sec": 0},
+        }
+        async with running(runtime_dir, real_engine, models, api_keys=KEYS, **groups) as llmd:
             yield llmd
 
 
@@ -119,3 +128,30 @@ async def test_llmctl_loads_one_too(llmd, runtime_dir):
     assert status == 1
     assert "hf_allow" in err
     assert (await llmd.chat(model=NAME, key="sk-alice", max_tokens=1)).status == 200
+
+
+def checked(tmp_path, address, *references):
+    """Return the status, the output and the complaints of `llmd check --online`."""
+    file = tmp_path / "config.toml"
+    file.write_text("".join(f'[[models]]\nhf = "{name}"\n' for name in references))
+    out, err = io.StringIO(), io.StringIO()
+    engine = Engine(("/bin/llama-server",), EngineKind.PATH, "b1", frozenset(by_name()))
+    env = {"HOME": str(tmp_path), "RUNTIME_DIRECTORY": str(tmp_path), "MODEL_ENDPOINT": address}
+    status = report(file, env=env, out=out, err=err, find=lambda _binary: engine, online=True)
+    return status, out.getvalue(), err.getvalue().replace(f"{file}:", "")
+
+
+def test_check_asks_the_hub_what_would_be_fetched(demo_small, tmp_path):
+    with hub(demo_small) as address:
+        status, out, err = checked(tmp_path, address, REFERENCE)
+        assert (status, err) == (0, "")
+        size = f"{demo_small.stat().st_size / (1 << 20):.1f} MiB"
+        assert f"{REFERENCE}, fetched when it is first loaded; {size}\n" in out
+        gone = ("tests/None-GGUF:Q8_0", f"{REPO}:Q2_K")
+        status, out, err = checked(tmp_path, address, *gone)
+    assert status == 1
+    assert "1: models.None-Q8_0.hf: there is no repository tests/None-GGUF" in err
+    assert f"3: models.Demo-Q2_K.hf: {REPO} has no Q2_K; it has Q8_0" in err
+    status, out, err = checked(tmp_path, address, REFERENCE)  # nobody listens there any more
+    assert (status, "the hub cannot be asked" in out) == (0, True)
+    assert "warning: Demo-Q8_0: http://127.0.0.1" in err
