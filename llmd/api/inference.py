@@ -119,6 +119,7 @@ class Inference:
         record.priority = principal.capped(wanted_priority(scope, parsed.service_tier))
         model = services.resolve(parsed.model, principal)
         record.model = model.name
+        services.expect_loadable(model)
         parsed.name_model(model.name)
         parsed.apply_defaults(model.config.generation, config.generation)
         record.max_tokens = parsed.max_tokens

@@ -88,6 +88,16 @@ class Services:
         return self.permitted(model, principal, param="model")
 
     @staticmethod
+    def expect_loadable(model: CatalogModel) -> None:
+        """Refuse a model whose file is known to be unusable: nothing waits, or goes, for it.
+
+        Raises:
+            ModelFailed: Its file cannot be loaded.
+        """
+        if model.fault:
+            raise errors.ModelFailed(f"{model.name} could not be loaded: {model.fault}")
+
+    @staticmethod
     def permitted(
         model: CatalogModel, principal: Principal, *, param: str | None = None
     ) -> CatalogModel:

@@ -21,6 +21,7 @@ _STEP = re.compile(r"  \d\d:\d\d:\d\d\.\d{3}  \+ *(\d+\.\d{3})s  (.*)")
 async def llmd(runtime_dir, fake_engine, demo_models):
     """Two models of two slots each, one of them in memory at a time."""
     models = [demo_models / "demo-small.gguf", demo_models / "demo-large.gguf"]
+    models.append({"name": "broken", "path": str(runtime_dir / "missing.gguf")})
     keys = [*KEYS, {"name": "quick", "key": "sk-quick", "concurrent_requests": 1}]
     async with running(
         runtime_dir,
@@ -143,6 +144,20 @@ async def test_one_that_was_refused(llmd):
     assert wrong.status == 404
     assert "refused 404 model_not_found: the model 'nope'" in (await why(llmd, "wrong"))[-1]
     await llmctl(llmd, "cancel", "--all")
+
+
+async def test_one_for_a_model_whose_file_is_unusable(llmd):
+    """It is refused at once: it neither waits nor has another model make room for it."""
+    await llmd.chat(model="demo-small", max_tokens=2)
+    for number, path in enumerate(("/v1/chat/completions", "/tokenize")):
+        body = {**chat_body(), "model": "broken", "content": "hi"}
+        headers = [("x-request-id", f"b-{number}")]
+        answer = await llmd.call("POST", path, body, headers=headers)
+        assert (answer.status, answer.code) == (503, "model_failed")
+        assert answer.headers["x-should-retry"] == "false"
+        [_, end] = await why(llmd, f"b-{number}")
+        assert end.startswith("refused 503 model_failed: broken could not be loaded: ")
+    assert llmd.worker("demo-small").state.value == "ready"
 
 
 async def test_those_that_somebody_cancelled(llmd):

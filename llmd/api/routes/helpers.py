@@ -109,6 +109,7 @@ async def _way(call: Call, handle: Handle) -> Reply:
     record.priority = principal.capped(wanted_priority(call.scope, None))
     model = services.resolve(decode(body, _Body).model, principal)
     record.model = model.name
+    services.expect_loadable(model)
     charge(call, handle)
     request = _Help(call, handle, body, model)
     worker = services.serving(model.name)
