@@ -45,6 +45,7 @@ class Logs(Window[None]):
 
     wide: ClassVar[int] = 0
     DEFAULT_CSS = """
+    Logs { background: $background; }
     Logs .frame { height: 100%; padding: 0; }
     Logs .hints { margin: 0 1; }
     Logs #search { height: 1; border: none; padding: 0 1; background: $surface; display: none; }
@@ -159,6 +160,12 @@ class Logs(Window[None]):
 
     # --- drawing ----------------------------------------------------------------------------
 
+    def tick(self) -> None:
+        """Draw when lines have come, too."""
+        if self._new:
+            self.repaint()
+        super().tick()
+
     def repaint(self) -> None:
         """Draw what has come, and what the frame says."""
         if not self.is_attached or not self.query("#lines"):
@@ -203,7 +210,9 @@ class Logs(Window[None]):
     def aside(self) -> str:
         """Return what was done last, or what is wrong."""
         text, until = self._note
-        return text if self.desk.now() < until else self._trouble
+        text = text if self.desk.now() < until else self._trouble
+        room = self.app.size.width - 8
+        return text if cell_len(text) <= room else "…" + text[-room + 1 :]
 
     def hints(self) -> Sequence[Hint]:
         """Return the keys."""

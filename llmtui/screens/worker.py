@@ -16,6 +16,7 @@ from llmtui.screens.cancel import command_lines
 from llmtui.screens.desk import Desk
 from llmtui.screens.flow import labelled, told
 from llmtui.screens.logs import Logs
+from llmtui.screens.story import short
 from llmtui.screens.switch import Switch
 from llmtui.screens.unload import Unload
 from llmtui.screens.window import Hint, Window
@@ -68,21 +69,23 @@ def worker_lines(
             waiting.append([(f"oldest {span(now - worker.oldest_at)}", "dim")])
     lines += labelled("queue", waiting or [[("nobody waits", "dim")]], width)
     lines += _memory(worker, width)
-    lines += labelled(
-        "life",
-        [
-            [(f"started {worker.starts}x", "")],
-            [(f"crashed {worker.crashes}x", "bad" if worker.crashes else "dim")],
-            [(f"a load takes {span(worker.load_s)}" if worker.load_s else "", "dim")],
-        ],
-        width,
-    )
+    takes = f"a load takes {short(worker.load_s)}" if worker.load_s else ""
+    life: list[Line] = [
+        [(f"started {_times(worker.starts)}", "")],
+        [(f"crashed {_times(worker.crashes)}", "bad" if worker.crashes else "dim")],
+        [(takes, "dim")],
+    ]
+    lines += labelled("life", life if worker.starts else [[("never started", "dim")]], width)
     lines += _reasons(worker, now, width)
     for number, request in enumerate(requests[:_BUSY]):
         lines += labelled("" if number else "runs", [_request(request, now)], width)
     if len(requests) > _BUSY:
         lines += labelled("", [[(f"and {len(requests) - _BUSY} more", "dim")]], width)
     return lines
+
+
+def _times(number: int) -> str:
+    return {0: "never", 1: "once"}.get(number, f"{number} times")
 
 
 def _serving(worker: p.Worker, width: int, look: Look) -> list[Line]:
@@ -98,9 +101,10 @@ def _serving(worker: p.Worker, width: int, look: Look) -> list[Line]:
         lines += labelled(
             "context", [[(drawn, "ok.bar"), (f" {worker.kv_used:.0%} in use", "")]], width
         )
+    first = worker.first_token_p95_s
     speed: list[Line] = [
         [(f"{worker.tokens_per_s:.0f} t/s", "")],
-        [("TTFT p95 ", "dim"), (span(worker.first_token_p95_s), "")],
+        [("TTFT p95 ", "dim"), ("-" if first is None else short(first), "")],
     ]
     return lines + labelled("speed", speed, width)
 
