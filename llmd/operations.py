@@ -81,7 +81,13 @@ class Operations:
             ModelNotFound: There is none of that name, and it is no `REPO:QUANT`.
             PermissionDenied: The repository is not within `llama.hf_allow`.
         """
-        if self.catalog.resolve(name) is None and is_hf_reference(name) and ":" in name:
+        if self.catalog.resolve(name) is None and is_hf_reference(name):
+            if ":" not in name:
+                raise errors.ModelNotFound(
+                    f"the model {name[:200]!r} does not exist; to have it fetched from Hugging "
+                    f"Face, name its quantisation, as in {name[:200]}:Q4_K_M",
+                    param=param,
+                )
             if not any(fnmatchcase(name, pattern) for pattern in self.hf_allow):
                 raise errors.PermissionDenied(
                     f"{name[:200]} may not be fetched from Hugging Face: it is not within "
@@ -167,11 +173,17 @@ class Operations:
                 return
             if name not in statistics.loaded and not status.wanted:
                 if status.state is WorkerState.FAILED:
-                    worker = self.supervisor.worker(name)
-                    reason = worker.statistics().reason if worker else ""
-                    raise errors.ModelFailed(f"{name} could not be loaded: {reason}")
+                    raise self._failed(name)
                 raise errors.Conflict(f"{name} was unloaded or displaced before it was ready")
             await self.scheduler.moved()
+
+    def _failed(self, name: str) -> errors.ModelFailed:
+        worker = self.supervisor.worker(name)
+        if worker is None:
+            return errors.ModelFailed(f"{name} could not be loaded")
+        now = worker.statistics()
+        left_s = now.retry_at - trio.current_time() if now.retry_at else None
+        return errors.ModelFailed(f"{name} could not be loaded: {now.reason}", retry_after_s=left_s)
 
     # --- unloading --------------------------------------------------------------------------
 

@@ -149,8 +149,11 @@ class Commands:
         """
         try:
             return self._operations.wanted(name, param="model")
-        except errors.ModelNotFound:
-            return self.model(name)
+        except errors.ModelNotFound as unknown:
+            try:
+                return self.model(name)
+            except errors.ModelNotFound as guess:
+                raise (unknown if "/" in name else guess) from None
 
     def _switch(self, command: p.Switch, actor: Actor) -> Answer:
         operations = self._operations

@@ -27,7 +27,7 @@ async def test_an_unknown_path_is_404(demo_models, method, path):
     assert answer.error["type"] == "invalid_request_error"
 
 
-async def test_what_comes_later_says_that_it_is_not_there_yet(demo_models):
+async def test_what_comes_later_says_that_it_is_not_there_yet(demo_models, autojump_clock):
     async with api(demo_models) as rig:
         for route in later.routes():
             answer = await rig.ask(route.method, route.path)

@@ -98,6 +98,7 @@ async def test_a_failed_model_says_why(demo_models, autojump_clock):
         assert crashed.status == 503
         assert crashed.error["code"] == "model_failed"
         assert "no such tensor" in crashed.error["message"]
+        assert crashed.headers["retry-after"] == "60"  # it may be tried again after 300 s
         failed = (await rig.ask("GET", "/v1/models/failed", key=ALICE)).json["data"]
         words = (await rig.ask("GET", "/v1/health/models", key=ALICE)).json
         one = (await rig.ask("GET", "/v1/models/demo-large/status", key=ALICE)).json

@@ -59,6 +59,12 @@ async def test_what_is_no_repository_with_its_quantisation_is_404(demo_models, n
     assert (answer.status, answer.error["code"]) == (404, "model_not_found")
 
 
+async def test_who_forgets_the_quantisation_is_told_how_to_name_it(demo_models):
+    async with api(demo_models, **allow("*")) as rig:
+        answer = await rig.ask("POST", "/v1/models/ggml-org/Qwen3-0.6B-GGUF/load")
+    assert "ggml-org/Qwen3-0.6B-GGUF:Q4_K_M" in answer.error["message"]
+
+
 async def test_only_an_operator_brings_a_repository_in(demo_models):
     async with api(demo_models, **allow("*")) as rig:
         for path, body in (
