@@ -9,14 +9,12 @@ import msgspec
 
 from llmd.admin import protocol as p
 from llmd.admin.framing import clean
+from llmtui.columns import heading, request_columns, worker_columns
 from llmtui.form import count, fit, size, span
 from llmtui.rows import (
     Line,
     Look,
-    heading,
-    request_columns,
     request_row,
-    worker_columns,
     worker_row,
 )
 from llmtui.screens.flow import told

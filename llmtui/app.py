@@ -19,7 +19,7 @@ from llmd import __version__
 from llmd.admin import protocol as p
 from llmd.admin.async_client import AsyncClient
 from llmd.admin.calls import AdminError
-from llmtui.rows import Look
+from llmtui.form import Look
 
 if TYPE_CHECKING:
     from llmtui.link import Source
@@ -182,8 +182,9 @@ async def _once(make: Callable[[], Source], *, as_json: bool) -> int:
 
 def page(message: p.Snapshot, width: int = 118) -> list[str]:
     """Return a snapshot as plain lines."""
+    from llmtui.columns import heading, request_columns, worker_columns
     from llmtui.header import Bar, header
-    from llmtui.rows import heading, request_columns, request_row, worker_columns, worker_row
+    from llmtui.rows import request_row, worker_row
     from llmtui.state import State, heard, request_order, worker_order
 
     now, look = message.at, Look()

@@ -15,6 +15,7 @@ from textual.timer import Timer
 from llmd.admin.framing import clean
 from llmtui.app import on_signals
 from llmtui.bindings import footer_keys, of_board
+from llmtui.columns import heading, request_columns, worker_columns
 from llmtui.form import clock
 from llmtui.happenings import Happening, happenings
 from llmtui.header import Bar, header
@@ -24,16 +25,13 @@ from llmtui.rows import (
     Line,
     Look,
     event_row,
-    heading,
-    request_columns,
     request_flag,
     request_row,
-    worker_columns,
     worker_row,
 )
 from llmtui.screens.desk import Desk
-from llmtui.state import RUNNING, State, held, hold, is_faulty_worker, newest_running, ticked
-from llmtui.view import View, first_rate
+from llmtui.state import RUNNING, held, hold, is_faulty_worker, newest_running, ticked
+from llmtui.view import View, first_rate, without_rows
 from llmtui.widgets.lines import Lines
 from llmtui.widgets.paint import THEMES, palette
 from llmtui.widgets.prompt import Prompt, PromptLine
@@ -207,7 +205,7 @@ class Board(LeanApp):
             (self.board("events"), list(self._happened)),
         ):
             table.faded = self.shown.link != "live"
-            table.empty = _without_rows(table.id or "", self.shown)
+            table.empty = without_rows(table.id or "", self.shown)
             still = time.monotonic() - self.keyed_at <= SETTLE_S and table.id != "events"
             if table.show(hold(table.keys, keys) if still else keys):
                 self._jumped[table.id or ""] = time.monotonic()
@@ -392,14 +390,3 @@ class Board(LeanApp):
             now=self.clock,
             keymap=self.keymap,
         )
-
-
-def _without_rows(name: str, state: State) -> str:
-    """Return what a table says when it has no rows."""
-    if name == "events":
-        return "nothing has happened"
-    if state.link != "live":
-        return "not connected" if name == "workers" else ""
-    if name == "workers":
-        return "no model matches" if state.workers else "there are no models"
-    return "no request matches" if state.requests else "nobody asks for anything"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.cells import cell_len, set_cell_size
 
@@ -16,6 +17,19 @@ _FULL, REST = "▆▁"  # lower than a cell, so that bars below each other stay 
 _LEFT = (0x00, 0x40, 0x44, 0x46, 0x47)  # braille dots of a column, filled from below
 _RIGHT = (0x00, 0x80, 0xA0, 0xB0, 0xB8)
 _PLAIN = " .:-=+*#"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How things are drawn.
+
+    Attributes:
+        ascii_only: Nothing but ASCII.
+        wide: Flexible columns get all the room that narrow ones can spare.
+    """
+
+    ascii_only: bool = False
+    wide: bool = False
 
 
 def fit(text: str, width: int, *, right: bool = False, ascii_only: bool = False) -> str:

@@ -35,7 +35,7 @@ def header(state: State, width: int, now: float, look: Look, tells: Bar) -> list
     """Return two lines, or three where there is room for them."""
     lines = [_first(state, width, now, look, tells)]
     if width >= 100:
-        lines += [_rates(state, look, width), _box(state, look, tells.own, width)]
+        lines += [_rates(state, look, width), _box(state, look, tells, width)]
     else:
         lines.append(_short(state, look, width))
     if state.link == "stale":  # old figures look old; what says so does not
@@ -87,7 +87,9 @@ def _who(state: State, look: Look, tells: Bar, gap: Part, *, roomy: bool) -> Lin
     name = f" llmd {daemon.version if roomy else ''}".rstrip() if daemon else " llmd"
     host = f" @{daemon.host}" if daemon else ""
     write = ("RW", "") if tells.can_write else ("RO", "warn")
-    parts: Line = [(name + host, "head"), gap, link(state, tells.at, look), gap, write]
+    parts: Line = [(name + host, "head"), gap, link(state, tells.at, look)]
+    if tells.rate:  # a printed snapshot allows nothing, and costs nothing
+        parts += [gap, write]
     if daemon and daemon.state != "ok":
         parts += [gap, (daemon.state.upper(), "warn")]
     if daemon and not daemon.admission_open:
@@ -139,7 +141,7 @@ def _rates(state: State, look: Look, width: int) -> Line:
     ]
 
 
-def _box(state: State, look: Look, own: Own, width: int) -> Line:
+def _box(state: State, look: Look, tells: Bar, width: int) -> Line:
     """Return what is full: the GPUs, or what models hold of main memory where there are none."""
     totals = state.totals
     gap: Part = (" | " if look.ascii_only else " │ ", "dim")
@@ -152,7 +154,8 @@ def _box(state: State, look: Look, own: Own, width: int) -> Line:
         parts += [*([gap] if number else []), *_gpu(number, gpu, look, 8 if width >= 116 else 4)]
     if not totals.gpus:
         parts += [("models ", "dim"), *_memory(state, look, 14)]
-    return [*parts, *room, gap, *_ram(totals), gap, *_own(own)]
+    cost = [gap, *_own(tells.own)] if tells.rate else []
+    return [*parts, *room, gap, *_ram(totals), *cost]
 
 
 def _gpu(number: int, gpu: p.Gpu, look: Look, length: int) -> Line:

@@ -1,4 +1,4 @@
-"""The two tables as text: which columns fit, and what stands in each.
+"""The rows of the tables as text.
 
 A row is a list of `(text, style)` parts that together are exactly as wide as the panel. Styles are
 names (`ok`, `warn`, `bad`, `accent`, `dim`, `new`, ""), which the widgets turn into colours.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
 from llmd.admin import protocol as p
+from llmtui.columns import Column
+from llmtui.form import Look as Look
 from llmtui.form import bar, count, fit, size, span, spark
 from llmtui.happenings import Happening
 from llmtui.state import RUNNING, State, client_of, is_faulty_request
@@ -31,113 +32,6 @@ _REQUEST_STYLE = {
 _CLASSES = {"high": ("hi", "accent"), "normal": ("st", ""), "low": ("lo", "dim")}
 
 
-@dataclass(frozen=True)
-class Look:
-    """How things are drawn.
-
-    Attributes:
-        ascii_only: Nothing but ASCII.
-        wide: Flexible columns get all the room that narrow ones can spare.
-    """
-
-    ascii_only: bool = False
-    wide: bool = False
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column: `width` cells, 0 = its part of what is left over; numbers stand `right`."""
-
-    name: str
-    title: str
-    width: int
-    right: bool = False
-    weight: int = 1
-
-
-_WORKERS = (  # from which width on, and what is shown there
-    (108, (
-        Column("st", "ST", 9),
-        Column("model", "MODEL", 0, weight=3),
-        Column("mem", "MEM", 7, right=True),
-        Column("slots", "SLOT", 5, right=True),
-        Column("kv", "KV%", 4, right=True),
-        Column("rate", "t/s", 5, right=True),
-        Column("ttft", "TTFT95", 6, right=True),
-        Column("queue", "QUE", 4, right=True),
-        Column("last", "LAST 60s", 14),
-        Column("since", "FOR", 6, right=True),
-        Column("crashes", "CRS", 3, right=True),
-        Column("note", "NOTE", 0, weight=4),
-    )),
-    (70, (
-        Column("st", "ST", 9),
-        Column("model", "MODEL", 0, weight=4),
-        Column("mem", "MEM", 7, right=True),
-        Column("slots", "SLOT", 5, right=True),
-        Column("kv", "KV%", 4, right=True),
-        Column("rate", "t/s", 5, right=True),
-        Column("queue", "QUE", 4, right=True),
-        Column("note", "NOTE", 0, weight=5),
-    )),
-    (0, (
-        Column("st", "ST", 9),
-        Column("model", "MODEL", 0, weight=3),
-        Column("slots", "SLOT", 5, right=True),
-        Column("kv", "KV%", 4, right=True),
-        Column("queue", "QUE", 4, right=True),
-        Column("note", "NOTE", 0, weight=3),
-    )),
-)  # fmt: skip
-_REQUESTS = (
-    (108, (
-        Column("id", "ID", 8),
-        Column("st", "ST", 10),
-        Column("prio", "PRI", 4),
-        Column("model", "MODEL", 0, weight=4),
-        Column("client", "CLIENT", 0, weight=3),
-        Column("wait", "WAIT", 6, right=True),
-        Column("hit", "PROMPT(hit)", 11, right=True),
-        Column("gen", "GEN/MAX", 9, right=True),
-        Column("speed", "t/s", 5, right=True),
-        Column("age", "AGE", 6, right=True),
-        Column("eta", "ETA", 5, right=True),
-        Column("why", "WHY", 0, weight=6),
-    )),
-    (88, (
-        Column("id", "ID", 6),
-        Column("word", "ST", 8),
-        Column("class", "P", 2),
-        Column("model", "MODEL", 0, weight=5),
-        Column("client", "CLIENT", 0, weight=3),
-        Column("place", "GEN/MAX", 9, right=True),
-        Column("speed", "t/s", 5, right=True),
-        Column("age", "AGE", 5, right=True),
-        Column("eta", "ETA", 5, right=True),
-        Column("why", "WHY", 0, weight=6),
-    )),
-    (70, (
-        Column("id", "ID", 6),
-        Column("word", "ST", 8),
-        Column("class", "P", 2),
-        Column("model", "MODEL", 0, weight=5),
-        Column("client", "CLIENT", 0, weight=3),
-        Column("place", "GEN/MAX", 9, right=True),
-        Column("speed", "t/s", 5, right=True),
-        Column("age", "AGE", 5, right=True),
-        Column("eta", "ETA", 5, right=True),
-        Column("short", "WHY", 6),
-    )),
-    (0, (
-        Column("id", "ID", 6),
-        Column("word", "ST", 8),
-        Column("model", "MODEL", 0),
-        Column("place", "GEN/MAX", 9, right=True),
-        Column("eta", "ETA", 5, right=True),
-        Column("short", "WHY", 6),
-    )),
-)  # fmt: skip
-_SPARED = ("kv", "ttft", "crashes", "prio", "class", "age", "speed")  # for wide names
 _REASONS = {  # why a model is off
     "operator": "by an operator", "demand": "made room", "max_delay": "made room",
     "higher_class": "made room", "idle_timeout": "was idle", "context_reload": "reloads",
@@ -148,44 +42,6 @@ _RULES = {  # why one waits, where there is hardly room to say it
     "min_residency": "held", "context_reload": "reload", "admission_closed": "closed",
     "yielding": "yields", "worker_died": "died",
 }  # fmt: skip
-
-
-Layouts = Sequence[tuple[int, Sequence[Column]]]
-
-
-def columns(layouts: Layouts, width: int, *, wide: bool = False) -> list[Column]:
-    """Return the columns of the layout for `width` cells, each with its width."""
-    shown = next(list(found) for least, found in layouts if width >= least)
-    if wide:
-        shown = [column for column in shown if column.name not in _SPARED]
-    left = max(0, width - sum(column.width for column in shown) - (len(shown) - 1))
-    weight = sum(column.weight for column in shown if not column.width)
-    made, rest, last = [], left, 0
-    for column in shown:
-        if column.width:
-            made.append(column)
-            continue
-        part = left * column.weight // weight
-        rest -= part
-        last = len(made)
-        made.append(replace(column, width=part))
-    made[last] = replace(made[last], width=made[last].width + rest)
-    return made
-
-
-def worker_columns(width: int, look: Look) -> list[Column]:
-    """Return the columns of the workers' table."""
-    return columns(_WORKERS, width, wide=look.wide)
-
-
-def request_columns(width: int, look: Look) -> list[Column]:
-    """Return the columns of the requests' table."""
-    return columns(_REQUESTS, width, wide=look.wide)
-
-
-def heading(shown: Sequence[Column]) -> str:
-    """Return the columns' titles as one line."""
-    return " ".join(fit(c.title, c.width, right=c.right) for c in shown)
 
 
 Cells = Callable[[str, int], Part]
@@ -374,10 +230,18 @@ def request_why(request: p.Request, now: float) -> str:
     if request.silent_since_at is not None and request.state in RUNNING:
         return f"no token for {span(now - request.silent_since_at)}"
     if request.state == "prefill" and request.progress:
-        return f"prefill {request.progress:.0%}"
+        return f"prefill {request.progress:.0%}{_prefill_left(request, now)}"
     if request.state in ("queued", "received") and request.why is not None:
         return request.why.detail or request.why.rule.replace("_", " ")
     return f"retried {request.retries}x" if request.retries else ""
+
+
+def _prefill_left(request: p.Request, now: float) -> str:
+    """Return when the first token is to come, once enough was read to tell."""
+    share = request.progress or 0.0
+    if request.granted_at is None or not 0.05 <= share < 1:
+        return ""
+    return f", {_about((now - request.granted_at) * (1 - share) / share)}"
 
 
 def _short_why(request: p.Request, now: float) -> str:

@@ -109,3 +109,14 @@ def next_rate(rate: float, step: int) -> float:
     """Return the rate `step` places on, within `RATES`."""
     place = RATES.index(rate) + step
     return RATES[min(len(RATES) - 1, max(0, place))]
+
+
+def without_rows(name: str, state: State) -> str:
+    """Return what a table says when it has no rows."""
+    if name == "events":
+        return "nothing has happened"
+    if state.link != "live":
+        return "not connected" if name == "workers" else ""
+    if name == "workers":
+        return "no model matches" if state.workers else "there are no models"
+    return "no request matches" if state.requests else "nobody asks for anything"

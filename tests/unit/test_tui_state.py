@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from llmd.admin import protocol as p
-from llmtui.form import bar, count, fit, size, span, spark
+from llmtui.columns import heading, request_columns, worker_columns
+from llmtui.form import Look, bar, count, fit, size, span, spark
 from llmtui.happenings import happenings, mishaps, spoken
 from llmtui.header import Bar, header
-from llmtui.rows import Look, heading, request_columns, request_row, worker_columns, worker_row
+from llmtui.rows import request_row, worker_row
 from llmtui.state import (
     GONE_S,
     State,
