@@ -170,6 +170,7 @@ class Rig:
             specs=spec,
             settings=WorkerSettings(backoff_base_s=1),
             on_change=lambda change: self.scheduler.worker_changed(change),
+            on_progress=lambda model, done: self.scheduler.load_advanced(model, done),
             runtime_dir=Path("/nowhere"),
             tools=Tools(
                 launcher=self.launcher,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import partial
 
 import pytest
 import trio
 from admin_rig import admin
+from fake_worker_parts import Script
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
 DONE = (200, [], {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
@@ -171,6 +173,35 @@ async def test_stop_unloads_everything(desk):
     answer = await peer.ask(type="stop", id=2, wait=True)
     assert answer["result"]["unload"] == ["demo-small"]
     assert desk.rig.state("demo-small") == "off"
+
+
+async def test_status_shows_how_far_a_load_is_as_its_worker_says(desk):
+    desk.rig.launcher.scripts["demo-small"] = [Script(load_s=1, reports=True)]
+    peer = desk.peer()
+    await peer.ask(type="switch", id=1, model="demo-small")
+    worker = await loading(peer)
+    while not worker.get("load_progress"):
+        await trio.sleep(0.01)
+        worker = await loading(peer)
+    assert 0 < worker["load_progress"] < 1
+    assert re.fullmatch(r"[1-9]\d?%(, ETA \d+s)?", worker["note"])
+
+
+async def test_status_says_of_a_load_that_is_late_by_the_last_one_that_it_is(desk):
+    desk.rig.launcher.scripts["demo-small"] = [Script(load_s=0.1), Script(load_s=9)]
+    peer = desk.peer()
+    await peer.ask(type="switch", id=1, model="demo-small")
+    assert (await loading(peer)).get("load_progress") is None  # nothing was measured
+    await peer.ask(type="switch", id=2, model="demo-small", wait=True)
+    await peer.ask(type="restart", id=3, model="demo-small")
+    while not (await loading(peer))["note"].startswith("longer than usual, ETA"):
+        await trio.sleep(0.01)
+
+
+async def loading(peer):
+    """Return the only worker, as status shows it."""
+    [worker] = (await peer.ask(type="status", id=9))["result"]["workers"]
+    return worker
 
 
 async def waiting(desk, nursery, request_id):
