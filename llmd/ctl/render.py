@@ -72,7 +72,13 @@ def workers(views: Sequence[p.Worker], style: Style, now: float) -> list[str]:
         for worker in views
     ]
     columns = ("STATE", "MODEL", "MEM", "SLOTS", "T/S", "TTFT95", "QUEUE", "FOR", "CRASH", "NOTE")
-    return table(columns, rows, style, right="MEM SLOTS T/S TTFT95 QUEUE FOR CRASH")
+    return table(
+        columns,
+        rows,
+        style,
+        right="MEM SLOTS T/S TTFT95 QUEUE FOR CRASH",
+        spare="TTFT95 CRASH FOR T/S MEM SLOTS NOTE",
+    )
 
 
 def models(view: p.Models, style: Style) -> list[str]:
@@ -91,7 +97,13 @@ def models(view: p.Models, style: Style) -> list[str]:
         for model in view.models
     ]
     columns = ("STATE", "MODEL", "CONTEXT", "PARAMS", "QUANT", "FILE", "MEM", "CAN")
-    return table(columns, rows, style, right="CONTEXT PARAMS FILE MEM")
+    return table(
+        columns,
+        rows,
+        style,
+        right="CONTEXT PARAMS FILE MEM",
+        spare="FILE PARAMS CONTEXT QUANT MEM CAN",
+    )
 
 
 def choices(models: Sequence[p.Model], style: Style) -> list[str]:
@@ -100,7 +112,7 @@ def choices(models: Sequence[p.Model], style: Style) -> list[str]:
         [str(number), model.state, model.name, held(model.estimate_bytes)]
         for number, model in enumerate(models, 1)
     ]
-    return table(("#", "STATE", "MODEL", "MEM"), rows, style, right="# MEM")
+    return table(("#", "STATE", "MODEL", "MEM"), rows, style, right="# MEM", spare="MEM STATE")
 
 
 def _parameters(number: int | None) -> str:
@@ -117,7 +129,13 @@ def requests(view: p.Requests, style: Style, now: float) -> list[str]:
     columns = (
         "ID", "STATE", "PRI", "MODEL", "KEY", "WAIT", "PROMPT", "GEN", "T/S", "AGE", "ETA", "WHY",
     )  # fmt: skip
-    lines = table(columns, rows, style, right="WAIT PROMPT GEN T/S AGE ETA")
+    lines = table(
+        columns,
+        rows,
+        style,
+        right="WAIT PROMPT GEN T/S AGE ETA",
+        spare="PROMPT T/S AGE PRI ETA KEY GEN WAIT WHY",
+    )
     if view.total > len(view.requests):
         lines.append(f"and {view.total - len(view.requests)} more (--limit)")
     return lines
@@ -184,7 +202,8 @@ def queue(view: p.Queue, style: Style, now: float) -> list[str]:
         columns = (
             "MODEL", "RUN", "HIGH", "NORMAL", "LOW", "TOKENS", "OLDEST", "SERVICE", "LOAD",
         )  # fmt: skip
-        lines += ["", *table(columns, rows, style, right=" ".join(columns[1:]))]
+        right, spare = " ".join(columns[1:]), "SERVICE LOAD TOKENS OLDEST RUN LOW HIGH"
+        lines += ["", *table(columns, rows, style, right=right, spare=spare)]
     if view.keys:
         keys = [[k.key, str(k.running), str(k.queued), f"{k.counter:.0f}"] for k in view.keys]
         headings = ("KEY", "RUN", "QUEUED", "COUNTER")

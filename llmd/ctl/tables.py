@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -18,7 +18,7 @@ _COLOURS: Mapping[str, str] = {
 }
 _PAINT = re.compile("\x1b\\[\\d*m")
 _PIECE = re.compile("\x1b\\[\\d*m|.", re.DOTALL)
-_LEAST_WIDTH = 8  # of a column that gives way
+_LEGIBLE = 12  # cells that a name needs at least
 
 
 class Style(Struct, frozen=True):
@@ -98,51 +98,68 @@ def flow(parts: Sequence[str], style: Style) -> list[str]:
 
 
 def table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], style: Style, *, right: str = ""
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    style: Style,
+    *,
+    right: str = "",
+    spare: str = "",
 ) -> list[str]:
-    """Return the lines of a table.
+    """Return the lines of a table that fits the terminal.
 
     Args:
-        columns: Headings. The last column is cut first, then the widest ones.
+        columns: Headings. Where it is narrow the last column is cut first, then the widest ones.
         rows: Cells; a cell that is the word of a state gets its colour.
         style: Of the terminal.
         right: Headings of the columns that are aligned to the right, separated by spaces.
+        spare: Headings of the columns that a narrow terminal does without, the first one first.
     """
-    widths = [
-        max(cells(heading), *(cells(row[i]) for row in rows), 0)
+    widths = {
+        heading: max(cells(heading), *(cells(row[i]) for row in rows), 0)
         for i, heading in enumerate(columns)
-    ]
+    }
+    _leave_out(widths, style.width, spare.split())
     _shrink(widths, style.width)
     numeric = set(right.split())
+    shown = [
+        (i, heading, widths[heading]) for i, heading in enumerate(columns) if heading in widths
+    ]
 
     def line(row: Sequence[str], *, heading: bool) -> str:
         parts = []
-        for i, (text, width) in enumerate(zip(row, widths, strict=True)):
-            shown = cut(text, width)
-            gap = " " * (width - cells(shown))
-            painted = style.bold(shown) if heading else style.paint(shown, text)
-            parts.append(gap + painted if columns[i] in numeric else painted + gap)
+        for i, column, width in shown:
+            text = cut(row[i], width)
+            gap = " " * (width - cells(text))
+            painted = style.bold(text) if heading else style.paint(text, row[i])
+            parts.append(gap + painted if column in numeric else painted + gap)
         return "  ".join(parts).rstrip()
 
     return [line(columns, heading=True), *(line(row, heading=False) for row in rows)]
 
 
-def _shrink(widths: list[int], limit: int) -> None:
+def _over(widths: Iterable[int], limit: int) -> int:
+    """Return how many cells a line is too long."""
+    taken = [width + 2 for width in widths]
+    return sum(taken) - 2 - limit if limit else 0
+
+
+def _leave_out(widths: dict[str, int], limit: int, spare: Sequence[str]) -> None:
+    """Leave out columns until the others can be read, if they are cut at all."""
+    for heading in spare:
+        if _over((min(width, _LEGIBLE) for width in widths.values()), limit) <= 0:
+            return
+        del widths[heading]
+
+
+def _shrink(widths: dict[str, int], limit: int) -> None:
     """Make columns narrower until they fit: the last one first, then whichever is widest."""
-    over = sum(widths) + 2 * (len(widths) - 1) - limit if limit else 0
-    if over > 0:
-        give = min(over, max(0, widths[-1] - _LEAST_WIDTH))
-        widths[-1] -= give
-        over -= give
-    while over > 0:
-        widest = widths.index(max(widths))
+    last = next(reversed(widths))
+    widths[last] -= max(0, min(_over(widths.values(), limit), widths[last] - _LEGIBLE))
+    while _over(widths.values(), limit) > 0:
+        widest = max(widths, key=lambda heading: widths[heading])
         if widths[widest] <= 1:
             return
         widths[widest] -= 1
-        over -= 1
-
-
-# --- numbers -------------------------------------------------------------------------------
 
 
 def held(number: int) -> str:

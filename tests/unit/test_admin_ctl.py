@@ -194,6 +194,21 @@ def test_tables_are_aligned_and_fit():
         assert all(tables.cells(line) <= width for line in lines)
 
 
+def test_a_narrow_terminal_does_without_columns_before_names_become_illegible():
+    columns, row = ("STATE", "MODEL", "MEM", "NOTE"), ["ready", "qwen3-32b-q4", "24.1G", "n" * 30]
+
+    def shown(width):
+        lines = tables.table(columns, [row], Style(width), spare="MEM NOTE")
+        assert all(tables.cells(line) <= width for line in lines)
+        return [line.split() for line in lines]
+
+    assert shown(80) == [list(columns), row]
+    assert shown(40)[1] == ["ready", "qwen3-32b-q4", "24.1G", "n" * 11 + "…"]
+    assert shown(35)[0] == ["STATE", "MODEL", "NOTE"]
+    assert shown(20) == [["STATE", "MODEL"], ["ready", "qwen3-32b-q4"]]
+    assert shown(12)[1] == ["ready", "qwen…"]
+
+
 def test_colour_changes_no_letter():
     rows = [["ready", "a"]]
     plain = tables.table(("STATE", "MODEL"), rows, Style())
