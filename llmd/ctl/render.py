@@ -170,6 +170,8 @@ def _why(request: p.Request, now: float) -> str:
         )
     if request.ended:
         return request.reason or (str(request.status) if request.status else "")
+    if request.state == "prefill" and request.progress is not None:
+        return f"{request.progress:.0%} of the prompt read"
     if request.silent_since_at is not None:
         return f"no token for {span(now - request.silent_since_at)}"
     return ""

@@ -296,3 +296,9 @@ def test_completion_names_every_command_and_is_sound(shell, tmp_path):
     file.write_text(text)
     checked = subprocess.run([shell, "-n", str(file)], check=False, timeout=60)
     assert checked.returncode == 0
+
+
+def test_a_request_in_its_prompt_says_how_far_it_is():
+    request = p.Request(id="r-1", state="prefill", received_at=1000.0, progress=0.438)
+    lines = render.requests(p.Requests(requests=(request,), total=1), Style(), 1010.0)
+    assert lines[-1].rstrip().endswith("44% of the prompt read")
