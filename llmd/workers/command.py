@@ -138,7 +138,7 @@ def build_spec(
     _add_kind(argv, model)
     _add_batch(argv, engine, model, context_tokens)
     if prompt_cache_mib >= 0:
-        argv.add("-cram --cache-ram", str(prompt_cache_mib))
+        argv.add("--cache-ram -cram", str(prompt_cache_mib))
     _add_service(argv, model.config, worker_ui=config.server.worker_ui)
     argv.extend("llama.args", config.llama.args)
     argv.extend(f"models.{model.name}.args", model.config.args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,27 @@ def test_turns_on_what_llmd_reads_and_off_what_it_decides_itself():
     argv = spec().argv
     assert {"--slots", "--metrics", "--jinja"} <= set(argv)
     assert value(argv, "--fit") == "off"
+
+
+def test_an_engine_that_can_is_asked_how_far_its_load_is():
+    asked = {"LLAMA_SERVER_ROUTER_PORT": "99", "PATH": "/bin"}
+    silent = spec(environ=asked)
+    assert (silent.reports, dict(silent.env)) == (False, {"PATH": "/bin"})
+    found = spec(engine=replace(NEW, reports=True), environ=asked)
+    assert found.reports
+    assert dict(found.env) == {"LLAMA_SERVER_ROUTER_PORT": "1", "PATH": "/bin"}
+
+
+@pytest.mark.parametrize(("mib", "word"), [(-1, None), (0, "0"), (512, "512")])
+def test_the_prompt_cache_is_limited_where_the_engine_has_one(mib, word):
+    def made(engine):
+        return build_spec(
+            engine, model(), Config(), socket_path=SOCKET, context_tokens=9, prompt_cache_mib=mib,
+            environ={},
+        ).argv  # fmt: skip
+
+    assert value(made(NEW), "--cache-ram") == word
+    assert "--cache-ram" not in made(OLD)
 
 
 def test_a_repository_is_left_to_the_engine_to_fetch():
