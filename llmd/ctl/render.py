@@ -322,14 +322,14 @@ def acted(view: p.Acted) -> list[str]:
     elif view.action == "restart":
         head = f"{view.model} restarts"
     else:
-        head = f"{view.model} is being unloaded" if loaded else f"{view.model} is not loaded now"
+        head = f"{view.model} is being unloaded" if loaded else f"{view.model} is unloaded"
     hit = "was cancelled" if view.force else "may finish"
     parts = [
-        f"now {view.state}",
+        *([f"now {view.state}"] if view.state != "off" else []),
         *([f"{view.running} running {hit}"] if view.running else []),
         *([f"{view.queued} queued"] if view.queued else []),
     ]
-    return [f"{head} ({', '.join(parts)})"]
+    return [f"{head} ({', '.join(parts)})" if parts else head]
 
 
 def cancelled(view: p.Cancelled) -> list[str]:
@@ -393,7 +393,8 @@ def event(message: p.Snapshot | p.Event | p.Lagged, style: Style) -> list[str]:
     ]
     lines += [f"{clock(n.at)} log     {n.level:9} {n.text}" for n in message.log or ()]
     if message.queue is not None and isinstance(message, p.Event):
-        lines.append(f"{at} queue   {message.queue.queued} waiting")
+        running = sum(key.running for key in message.queue.keys)
+        lines.append(f"{at} queue   {message.queue.queued} waiting, {running} running")
     return [shorten(line, style) for line in lines]
 
 

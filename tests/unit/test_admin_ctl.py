@@ -280,6 +280,62 @@ def test_a_story_names_each_step_its_rule_and_who_was_ahead():
     ]
 
 
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (p.Acted(model="m", state="off", action="unload"), "m is unloaded"),
+        (
+            p.Acted(model="m", state="draining", action="unload", running=3, queued=1),
+            "m is being unloaded (now draining, 3 running may finish, 1 queued)",
+        ),
+        (
+            p.Acted(model="m", state="stopping", action="restart", running=1, force=True),
+            "m restarts (now stopping, 1 running was cancelled)",
+        ),
+        (p.Acted(model="m", state="off", action="reset"), "m may be tried again"),
+        (p.Cancelled(), "there is nothing to cancel"),
+        (p.Cancelled(cancelled=("a", "b")), "cancelled 2: a, b"),
+        (p.Cancelled(ended=("a",)), "had ended before: a"),
+        (
+            p.Stopped(unload=("m", "n"), running=2, refused=1),
+            "unloading m, n; 2 running may finish, 1 queued turned away",
+        ),
+        (p.Admission(admission_open=True, running=1), "admission open: 1 running, 0 queued"),
+        (
+            p.Admission(admission_open=False, queued=2),
+            "admission paused: 0 running may finish, 2 queued are held; llmctl resume opens it",
+        ),
+    ],
+)
+def test_an_action_says_what_it_hit(answer, told):
+    assert render.text(answer, Style(), 0.0) == [told]
+
+
+def test_a_plan_is_told_plainly():
+    gone = p.Eviction(model="b", running=2, queued=1, memory_bytes=20 << 30, service_s=12.0)
+    plan = p.Plan(
+        model="a",
+        loaded=False,
+        fits=True,
+        evict=(gone,),
+        queued=1,
+        load_s=14.0,
+        memory_bytes=24 << 30,
+        held_bytes=20 << 30,
+        limit_bytes=64 << 30,
+        generation=41,
+        dry_run=True,
+        command="llmctl switch a --if-gen 41",
+    )
+    assert render.plan(plan, Style()) == [
+        "plan: load a in place of b; nothing is done yet",
+        "  evicts b: frees 20.0G, 2 running (12s each), 1 queued",
+        "  memory: 20.0G held now, 24.0G of 64.0G afterwards",
+        "  load: about 14s; 1 request waits for it",
+        "  do it: llmctl switch a --if-gen 41",
+    ]
+
+
 def test_a_plan_that_does_not_fit_says_why():
     plan = p.Plan(model="m", loaded=False, fits=False, reason="no room", dry_run=True)
     assert render.plan(plan, Style())[-1].strip() == "does NOT fit: no room"
