@@ -123,9 +123,12 @@ class Commanding(Acting):
             if hit and not (asked.all and len(hit) != len(self.link.state.requests)):
                 self.push_screen(Cancel(self.desk, hit))
                 return
-        if isinstance(asked, p.Switch) and words.text == f"switch {asked.model}":
-            self.push_screen(Switch(self.desk, asked.model))
-            return
+        if isinstance(asked, p.Switch):
+            plain = p.Switch(model=asked.model, evict=asked.evict, add=asked.add)
+            if asked == plain:
+                window = Switch(self.desk, asked.model, evict=asked.evict, add=asked.add)
+                self.push_screen(window)
+                return
         if getattr(asked, "if_gen", 0) is None:  # on what was seen, and on nothing else
             asked = msgspec.structs.replace(asked, if_gen=self.link.state.generation)
         if must_ask(asked, self.link.state):

@@ -43,8 +43,8 @@ class Everything(Provider):
         for entry in self._entries(names=True):
             score = matcher.match(entry.name)
             if score > 0:
-                shown = matcher.highlight(entry.name)
-                yield Hit(score, shown, entry.do, text=entry.name, help=entry.about)
+                # not highlighted: that way leads through markup
+                yield Hit(score, Content(entry.name), entry.do, text=entry.name, help=entry.about)
 
     def _entries(self, *, names: bool) -> Iterator[_Entry]:
         app = cast("Board", self.app)

@@ -318,7 +318,8 @@ def test_commands_that_hit_others_are_asked_first():
         asks = (
             ("cancel --key batch-7", "3 queued"),
             ("unload qwen3-32b-q4", "running on qwen3-32b-q4"),
-            ("switch qwen3-coder-30b --from gemma3-27b-q4", "evicts gemma3-27b-q4"),
+            ("switch qwen3-coder-30b --from gemma3-27b-q4", "fresh plan"),
+            ("switch qwen3-coder-30b --drain 5", "evicts gemma3-27b-q4"),
             ("stop", "turned away"),
         )
         for line, words in asks:
@@ -371,7 +372,7 @@ def test_the_palette_finds_keys_and_rows_and_never_parses_names():
         await pilot.press("down", "enter")
         await until(pilot, lambda: app.table.cursor_key == "qwen3-coder-30b")
         await pilot.press("ctrl+p", *"clickapp")
-        await until(pilot, lambda: "[red]" in drawn(app))
+        await until(pilot, lambda: "of [red]]0;x[/] [@click=app.quit]" in drawn(app))
         assert not {"\x1b", "\x07"} & set(drawn(app))
 
     play(steps, Hostile)
