@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from llmd.admin import protocol as p
 from llmtui import answers
 from llmtui.form import span
@@ -49,7 +51,8 @@ class Carry(Confirm):
         """Return what it hits."""
         made: list[Line] = []
         if self._plan is not None:
-            made += answers.lines(self._plan, width, self.desk.now(), self.look)[:-1]
+            plan = replace(self._plan, command="")  # what was typed stands below
+            made += answers.lines(plan, width, self.desk.now(), self.look)
         for sentence in hits(self._asked, self.desk.state()):
             made += told(sentence, width)
         return made + self.end_lines(width)
