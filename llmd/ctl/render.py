@@ -273,12 +273,25 @@ def story(view: p.Story, style: Style, now: float) -> list[str]:
         "",
     ]
     moments = sorted(_moments(view), key=lambda moment: moment[0])
+    if not request.ended:
+        moments.append((now, f"now {_present(request, now)}"))
     for at, text in moments:
         lines.append(f"  {clock(at, fraction=True)}  +{at - request.received_at:8.3f}s  {text}")
-    if not request.ended:
-        eta = "" if request.eta_at is None else f", expected in {span(request.eta_at - now)}"
-        lines.append(f"  {clock(now, fraction=True)}  +{now - request.received_at:8.3f}s  now{eta}")
     return lines
+
+
+def _present(request: p.Request, now: float) -> str:
+    """Say where a request is now; its last step may be of a while ago."""
+    parts = [request.state]
+    if request.why is not None:
+        place = f"#{request.position} in line: " if request.position else ""
+        parts.append(f"{place}{request.why.detail}")
+    if request.completion_tokens:
+        parts.append(f"{request.completion_tokens} tokens")
+    if request.eta_at is not None:
+        word = "granted" if request.state == "queued" else "done at the latest"
+        parts.append(f"{word} in about {span(request.eta_at - now)}")
+    return ", ".join(parts)
 
 
 def _moments(view: p.Story) -> list[tuple[float, str]]:

@@ -103,7 +103,7 @@ async def test_those_who_wait_and_who_was_ahead_of_them(llmd):
     await begin(llmd, "other", state="queued", model="demo-large")
     [_, waits, now] = await why(llmd, "next")
     assert waits.startswith("waits, #1 in line: 2/2 slots busy  [slots_busy, by run-")
-    assert now.startswith("now")
+    assert now.startswith("now queued, #1 in line: 2/2 slots busy")
     [_, waits, _] = await why(llmd, "last")
     assert waits.startswith("waits, #2 in line: 1 ahead, 2/2 slots busy  [behind, by next]")
     waits = (await why(llmd, "other"))[1]
