@@ -1,12 +1,13 @@
-"""What is sent to the terminal for a partial update: the cells that changed, and little else.
+"""What is sent to the terminal: the cells that differ from what it shows, and little else.
 
-Textual draws each changed span from the left edge of its widget on, and gives every segment all of
-its colours and a reset. Over ssh that is most of what is sent: here a span begins where it begins,
-and a colour is sent when it differs from the one before.
+Textual draws each changed span from the left edge of its widget on, all cells of a screen with a
+window over it, and gives every segment all of its colours and a reset. Over ssh that is most of
+what is sent. Here each update is compared with what was sent before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import ClassVar
 
@@ -14,11 +15,14 @@ from rich.color import ColorSystem
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.segment import Segment
 from rich.style import Style
-from textual._compositor import ChopsUpdate, CompositorUpdate
+from textual import events, on
+from textual._compositor import ChopsUpdate, CompositorUpdate, LayoutUpdate
 from textual.app import App
 from textual.screen import Screen
 from textual.scrollbar import ScrollBar, ScrollBarRender
 from textual.strip import Strip
+
+from llmtui.widgets.sparing import differences
 
 _ATTRIBUTES = (
     ("bold", "1"), ("dim", "2"), ("italic", "3"), ("underline", "4"), ("reverse", "7"),
@@ -34,33 +38,70 @@ class WholeCells(ScrollBarRender):
 
 
 class LeanApp(App[int]):
-    """An app that sends its partial updates in few bytes."""
+    """An app that sends what it draws in few bytes."""
 
     def __init__(self, *, ansi_color: bool | None = None) -> None:
         super().__init__(ansi_color=ansi_color)
         ScrollBar.renderer = WholeCells  # textual has this for all bars of a process only
+        self._glass = Glass()
+
+    @on(events.Mount)
+    def _begin(self) -> None:
+        self.app_resume_signal.subscribe(self, lambda _: self._glass.forget())
+
+    @on(events.Resize)
+    def _resized(self) -> None:
+        self._glass.forget()  # terminals differ in what they then do with what they showed
 
     def action_redraw_all(self) -> None:
         """Draw every cell: something else may have written to this terminal."""
+        self._glass.forget()
         self.screen.refresh()
 
-    # textual has no public place for this; what it hands on is drawn as before if it is no such
-    # update any more, and a test of the bytes sent says so
+    # textual has no public place for this; what is no such update any more is drawn as it comes,
+    # and a test of the bytes sent says so
     def _display(self, screen: Screen[object], renderable: RenderableType | None) -> None:
-        if isinstance(renderable, ChopsUpdate):
-            renderable = Narrow(renderable)
+        if isinstance(renderable, (ChopsUpdate, LayoutUpdate)):
+            renderable = Narrow(renderable, self._glass)
         super()._display(screen, renderable)
 
 
+class Glass:
+    """What the terminal shows, line by line, as far as it is known."""
+
+    def __init__(self) -> None:
+        self._lines: dict[int, Strip] = {}
+
+    def forget(self) -> None:
+        """Know nothing: what is drawn next is sent whole."""
+        self._lines.clear()
+
+    def take(self, x: int, y: int, strip: Strip) -> list[tuple[int, int]]:
+        """Note what is drawn from a cell on; return the spans of it that must be sent."""
+        line, end = self._lines.get(y), x + strip.cell_length
+        if line is None or line.cell_length < end:
+            if x == 0:
+                self._lines[y] = strip
+            return [(0, strip.cell_length)]
+        before = line.crop(x, end)
+        if before == strip:
+            return []
+        parts = [line.crop(0, x), strip, line.crop(end, line.cell_length)]
+        self._lines[y] = Strip.join(parts).simplify()
+        return differences(before, strip)
+
+
 class Narrow(CompositorUpdate):
-    """Renders a partial update in few bytes.
+    """Renders an update in few bytes.
 
     Args:
         update: As textual's compositor makes it.
+        glass: What the terminal shows; it is then what the update made of it.
     """
 
-    def __init__(self, update: ChopsUpdate) -> None:
+    def __init__(self, update: ChopsUpdate | LayoutUpdate, glass: Glass) -> None:
         self._update = update
+        self._glass = glass
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Return the same as segments."""
@@ -68,17 +109,26 @@ class Narrow(CompositorUpdate):
 
     def render_segments(self, console: Console) -> str:
         """Return what is to be written."""
-        update, pen = self._update, Pen(_system(console))
-        for y, begin, end in update.spans:
-            for right, (left, strip) in zip(
-                update.chop_ends[y], update.chops[y].items(), strict=False
-            ):
-                if strip is None or left >= end or right <= begin:
-                    continue
-                first, last = max(left, begin), min(right, end)
-                pen.move(first, y)
-                pen.draw(strip.crop(first - left, last - left))
+        pen = Pen(_system(console))
+        for x, y, strip in _pieces(self._update):
+            for begin, end in self._glass.take(x, y, strip):
+                pen.move(x + begin, y)
+                pen.draw(strip.crop(begin, end))
         return pen.written()
+
+
+def _pieces(update: ChopsUpdate | LayoutUpdate) -> Iterator[tuple[int, int, Strip]]:
+    """Yield what an update draws: from which cell on, and what."""
+    if isinstance(update, LayoutUpdate):
+        for y, line in enumerate(update.strips, update.region.y):
+            yield update.region.x, y, Strip.join(line)
+        return
+    for y, begin, end in update.spans:
+        ends = update.chop_ends[y]
+        for right, (left, strip) in zip(ends, update.chops[y].items(), strict=False):
+            if strip is not None and left < end and right > begin:
+                first, last = max(left, begin), min(right, end)
+                yield first, y, strip.crop(first - left, last - left)
 
 
 class Pen:

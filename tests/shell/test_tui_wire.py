@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.color import ColorSystem
 from rich.segment import Segment
 from rich.style import Style
-from textual._compositor import ChopsUpdate, CompositorUpdate
+from textual._compositor import ChopsUpdate, LayoutUpdate
 from textual.strip import Strip
 
 import llmtui
@@ -25,7 +25,7 @@ from llmtui.wire import Narrow, Pen
 TOKEN = re.compile(r"\x1b\[([\d;]*)([A-Za-z])|([^\x1b\n]+)|\n")
 
 
-class Glass:
+class Terminal:
     """A terminal, as far as colours and places go."""
 
     def __init__(self, width, height):
@@ -81,16 +81,14 @@ class Watched(LlmTui):
     """Sends what it draws to a glass too; without a terminal textual sends nothing."""
 
     CSS_PATH = str(Path(llmtui.__file__).with_name("llmtui.tcss"))
-    glass = None
+    terminal = None
     sent = 0
 
     def _display(self, screen, renderable):
-        if isinstance(renderable, ChopsUpdate):
-            renderable = Narrow(renderable)
-        if self.glass and isinstance(renderable, CompositorUpdate):
-            data = renderable.render_segments(self.console)
+        if self.terminal and isinstance(renderable, (ChopsUpdate, LayoutUpdate)):
+            data = Narrow(renderable, self._glass).render_segments(self.console)
             self.sent += len(data.encode())
-            self.glass.write(data)
+            self.terminal.write(data)
 
 
 def meant(app):
@@ -128,23 +126,32 @@ def true_colours(monkeypatch):
 KEYS = "j space G 1 w 2 o a slash a enter escape z z l escape s escape p p x escape e"
 
 
+async def until_shown(app, pilot, after):
+    for _ in range(100):
+        await pilot.pause(0.02)
+        different = list(apart(app.terminal.shows(), meant(app)))
+        if not different:
+            return
+    raise AssertionError(f"after {after} the terminal is wrong in {different[:5]}")
+
+
 @pytest.mark.parametrize("size", [(120, 36), (60, 20)])
 def test_the_terminal_shows_the_screen_after_every_partial_update(size):
     async def run():
         seconds = count(MOMENT, 0.4)
         app = Watched(lambda: Demo(clock), clock=(clock := lambda: next(seconds)))
-        app.glass = Glass(*size)
+        app.terminal = Terminal(*size)
         async with app.run_test(size=size) as pilot:
             app.set_rate(8)
             for key in KEYS.split():
                 await pilot.press(key)
-                for _ in range(100):
-                    await pilot.pause(0.02)
-                    if not any(apart(app.glass.shows(), meant(app))):
-                        break
-                else:
-                    different = list(apart(app.glass.shows(), meant(app)))[:5]
-                    raise AssertionError(f"after {key} the terminal is wrong in {different}")
+                await until_shown(app, pilot, key)
+            await pilot.press("escape", "enter")
+            for other in ((80, 24), size):
+                app.terminal = Terminal(*other)
+                app.terminal.put("what a terminal leaves behind")
+                await pilot.resize_terminal(*other)
+                await until_shown(app, pilot, other)
             assert app.sent
 
     asyncio.run(asyncio.wait_for(run(), 60))
@@ -153,20 +160,22 @@ def test_the_terminal_shows_the_screen_after_every_partial_update(size):
 def test_a_second_of_a_quiet_box_costs_little():
     async def run():
         app = Watched(Demo)
-        app.glass = Glass(120, 36)
+        app.terminal = Terminal(120, 36)
         async with app.run_test(size=(120, 36)) as pilot:
             while app.shown.link != "live":
                 await pilot.pause(0.02)
-            await pilot.pause(1.0)
+            for keys in ((), ("enter",), ("escape", "1", "s")):
+                await pilot.press(*keys)
+                await pilot.pause(1.0)
+                app.sent = 0
+                painted = app.shown
+                while app.shown is painted:
+                    await pilot.pause(0.02)
+                await pilot.pause(0.1)
+                # a whole frame is 12 kB and more; this is the clock, and some numbers of 12 rows
+                assert 0 < app.sent < 3000
             app.sent = 0
-            painted = app.shown
-            while app.shown is painted:
-                await pilot.pause(0.02)
-            await pilot.pause(0.1)
-            # a whole frame is 12 kB and more; this is the clock, and some numbers of 12 rows
-            assert 0 < app.sent < 4000
-            app.sent = 0
-            await pilot.press("ctrl+l")
+            await pilot.press("escape", "ctrl+l")
             while app.sent < 8000:
                 await pilot.pause(0.02)
 
