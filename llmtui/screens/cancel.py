@@ -42,7 +42,7 @@ class Confirm(Window[bool]):
         Binding("left,shift+tab", "app.focus_previous", show=False, id="confirm.left"),
         Binding("right,tab", "app.focus_next", show=False, id="confirm.right"),
         Binding("Y", "copy", show=False, id="confirm.copy_command"),
-        Binding("n", "leave", show=False, id="confirm.no"),
+        Binding("n", "no", show=False, id="confirm.no"),
     ]
     no: ClassVar[str] = "Cancel"
 
@@ -129,6 +129,10 @@ class Confirm(Window[bool]):
         self.repaint()
 
     def action_leave(self) -> None:
+        """Leave without doing anything."""
+        self.dismiss(False)
+
+    def action_no(self) -> None:
         """Leave without doing anything."""
         self.dismiss(False)
 

@@ -27,6 +27,7 @@ from llmtui.screens.logview import LogView
 from llmtui.screens.saving import file_name, save
 from llmtui.screens.story import clock
 from llmtui.screens.window import Hint, Window
+from llmtui.widgets.prompt import Prompt, PromptLine
 
 FIRST = 1000
 _RETRY_S = 1.0
@@ -48,13 +49,13 @@ class Logs(Window[None]):
     Logs { background: $background; }
     Logs .frame { height: 100%; padding: 0; }
     Logs .hints { margin: 0 1; }
-    Logs #search { height: 1; border: none; padding: 0 1; background: $surface; display: none; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f,F", "follow", show=False, id="logs.follow"),
         Binding("w", "wrap", show=False, id="logs.wrap"),
         Binding("t", "time", show=False, id="logs.time"),
-        Binding("slash", "search", show=False, id="logs.search"),
+        # with priority, so that what follows in a burst is typed and not obeyed
+        Binding("slash", "search", show=False, id="logs.search", priority=True),
         Binding("n", "next(1)", show=False, id="logs.next"),
         Binding("N", "next(-1)", show=False, id="logs.previous"),
         Binding("1", "level(1)", show=False, id="logs.errors"),
@@ -75,6 +76,7 @@ class Logs(Window[None]):
         self._model = model
         self._places = places
         self._view = LogView(LogPage(RING), desk.colours, ascii_only=desk.look().ascii_only)
+        self._prompt = Prompt(id="search", done=self._searched)
         self._new: list[p.LogLine | str] = []
         self._trouble = ""
         self._seen = 0
@@ -87,9 +89,7 @@ class Logs(Window[None]):
         with Vertical(classes="frame") as frame:
             frame.set_class(self.look.ascii_only, "plain")
             yield self._view
-            yield Input(
-                placeholder="search: enter goes to a match, esc ends", id="search", compact=True
-            )
+            yield PromptLine("/", self._prompt)
             yield Static("", classes="hints tight", markup=False)
 
     def on_mount(self) -> None:
@@ -242,13 +242,8 @@ class Logs(Window[None]):
     # --- keys -------------------------------------------------------------------------------
 
     def action_leave(self) -> None:
-        """Close what is typed, then the search, then the window."""
-        field = self.query_one("#search", Input)
-        if field.display:
-            field.display = False
-            self._view.focus()
-            self._search("")
-        elif self._view.page.word:
+        """End the search, then close the window."""
+        if self._view.page.word:
             self._search("")
         else:
             self.dismiss(None)
@@ -302,12 +297,15 @@ class Logs(Window[None]):
 
     # --- searching --------------------------------------------------------------------------
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Return whether a key may act: while a search is typed, its key is a letter."""
+        if action == "search" and self._prompt.used:
+            return False
+        return super().check_action(action, parameters)
+
     def action_search(self) -> None:
         """Ask what to search."""
-        field = self.query_one("#search", Input)
-        field.value = self._view.page.word
-        field.display = True
-        field.focus()
+        self._prompt.open(self._view.page.word, "enter goes to a match, esc ends the search")
 
     def _search(self, word: str) -> None:
         self._view.page.search(word)
@@ -317,15 +315,15 @@ class Logs(Window[None]):
     @on(Input.Changed, "#search")
     def searching(self, event: Input.Changed) -> None:
         """Light what is found while it is typed."""
-        if event.input.display:
+        if self._prompt.used:
             self._search(event.value)
 
-    @on(Input.Submitted, "#search")
-    def searched(self, event: Input.Submitted) -> None:
-        """Go to the match that is nearest to what is in sight."""
-        event.input.display = False
-        self._view.focus()
-        self._go(-1 if self._view.following else 1)
+    def _searched(self, word: str | None) -> None:
+        """Go to the match that is nearest to what is in sight, or forget the search."""
+        self.set_focus(self._view)
+        self._search(word or "")
+        if word:
+            self._go(-1 if self._view.following else 1)
 
     def action_next(self, by: int) -> None:
         """Go to the next match, or the one before."""

@@ -164,6 +164,12 @@ class Unload(Confirm):
 
     # --- keys -------------------------------------------------------------------------------
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Return whether a key may act: where a name is wanted, letters are for it."""
+        if self._named and action in ("no", "copy"):
+            return False
+        return super().check_action(action, parameters)
+
     @on(Input.Changed, "#named")
     def typing(self) -> None:
         """Let the button work once the name is right."""

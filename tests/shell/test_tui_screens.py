@@ -7,6 +7,7 @@ import re
 
 import pytest
 from msgspec.structs import replace
+from textual import events
 from tui_box import CODER, GEMMA, QWEN, Box, refused
 
 from llmd.admin import protocol as p
@@ -222,6 +223,12 @@ def test_a_log_is_searched_with_a_counter():
         assert view.page.word == ""
         await pilot.press("slash", *"nowhere", "enter")
         await shows(app, pilot, "nothing matches nowhere")
+        await pilot.press("slash", "escape")
+        assert view.page.word == ""
+        for key in ("slash", *"wmq0"):  # so fast that none has been handled when the last one comes
+            app.post_message(events.Key(key, key if len(key) == 1 else "/"))
+        await shows(app, pilot, "/wmq0 -/0")
+        assert not view.wrapped
         await pilot.press("slash", "escape", "escape")
         assert len(app.screen_stack) == 1
 
