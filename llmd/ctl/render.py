@@ -7,6 +7,8 @@ from typing import Any
 
 from llmd.admin import protocol as p
 from llmd.admin.units import count, size, span
+from llmd.ctl.results import acted, admission, cancelled, plan, stopped
+from llmd.ctl.story import story
 from llmd.ctl.tables import Style, clock, flow, held, shorten, table
 
 _PAUSED = "admission paused (llmctl resume)"
@@ -213,167 +215,8 @@ def queue(view: p.Queue, style: Style, now: float) -> list[str]:
     return lines
 
 
-def plan(view: p.Plan, style: Style) -> list[str]:
-    """Return a plan, or what was done by one."""
-    names = ", ".join(eviction.model for eviction in view.evict)
-    instead = f" in place of {names}" if names else ""
-    if view.loaded and not view.evict:
-        head = f"{view.model} is loaded already ({view.state})"
-    elif view.dry_run:
-        head = f"plan: load {view.model}{instead}; nothing is done yet"
-    elif view.state == "ready":
-        head = f"{view.model} is ready{instead}"
-    else:
-        head = f"loading {view.model}{instead}; llmctl watch workers follows it"
-    lines = [style.bold(head)]
-    if not view.fits:
-        return [*lines, f"  does NOT fit: {view.reason}"]
-    for eviction in view.evict:
-        service = f" ({span(eviction.service_s)} each)" if eviction.service_s else ""
-        running = f"{eviction.running} running{service}" if eviction.running else "idle"
-        lines.append(
-            f"  evicts {eviction.model}: frees {held(eviction.memory_bytes)}, {running},"
-            f" {eviction.queued} queued"
-        )
-    if not view.loaded:
-        freed = sum(eviction.memory_bytes for eviction in view.evict)
-        after = max(0, view.held_bytes - freed) + view.memory_bytes
-        limit = f" of {size(view.limit_bytes)}" if view.limit_bytes else ""
-        before = f"{size(view.held_bytes)} held now" if view.held_bytes else "nothing held now"
-        lines.append(f"  memory: {before}, {size(after)}{limit} afterwards")
-    if view.fits_beside and view.evict:
-        lines.append("  it also fits without evicting anything: llmctl load")
-    if view.load_s:
-        verb = "waits" if view.queued == 1 else "wait"
-        waiting = f"; {_many(view.queued, 'request')} {verb} for it" if view.queued else ""
-        lines.append(f"  load: about {span(view.load_s)}{waiting}")
-    if view.dry_run:
-        lines.append(f"  do it: {view.command}")
-    return lines
-
-
 def _limit(number: int) -> str:
     return count(number) if number else "∞"
-
-
-def _many(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def story(view: p.Story, style: Style, now: float) -> list[str]:
-    """Return a request's whole story, each step with its time and the time since its start."""
-    request = view.request
-    lines = [
-        f"{style.bold(request.id)}  {style.paint(request.state, request.state)}"
-        f"  {request.model or '-'}  key {request.key or '-'}  class {request.priority}",
-        f"{request.path} from {request.client or '-'}  {'stream' if request.stream else 'plain'}"
-        f"  prompt {count(request.prompt_tokens)} ({count(request.cached_tokens)} cached)"
-        f"  generated {request.completion_tokens}"
-        + ("" if request.max_tokens is None else f" of {request.max_tokens}"),
-        "",
-    ]
-    moments = sorted(_moments(view), key=lambda moment: moment[0])
-    if not request.ended:
-        moments.append((now, f"now {_present(request, now)}"))
-    for at, text in moments:
-        lines.append(f"  {clock(at, fraction=True)}  +{at - request.received_at:8.3f}s  {text}")
-    return lines
-
-
-def _present(request: p.Request, now: float) -> str:
-    """Say where a request is now; its last step may be of a while ago."""
-    parts = [request.state]
-    if request.why is not None:
-        place = f"#{request.position} in line: " if request.position else ""
-        parts.append(f"{place}{request.why.detail}")
-    if request.completion_tokens:
-        parts.append(f"{request.completion_tokens} tokens")
-    if request.eta_at is not None:
-        word = "granted" if request.state == "queued" else "done at the latest"
-        parts.append(f"{word} in about {span(request.eta_at - now)}")
-    return ", ".join(parts)
-
-
-def _moments(view: p.Story) -> list[tuple[float, str]]:
-    request = view.request
-    moments = [(request.received_at, "received")]
-    moments += [(step.at, _step(step)) for step in view.steps]
-    if request.granted_at is not None and not any(s.rule == "granted" for s in view.steps):
-        moments.append((request.granted_at, "granted"))
-    if request.first_token_at is not None:
-        moments.append((request.first_token_at, "first token"))
-    if request.ended_at is not None:
-        moments.append((request.ended_at, _end(request)))
-    return moments
-
-
-def _step(step: p.Why) -> str:
-    if step.rule == "granted":
-        return f"granted: {step.detail}"
-    if step.rule == "worker_died":
-        return f"to be tried again: {step.detail}"
-    line = f", #{step.position} in line" if step.position else ""
-    by = f", by {', '.join(step.blockers)}" if step.blockers else ""
-    return f"waits{line}: {step.detail}  [{step.rule}{by}]"
-
-
-def _end(request: p.Request) -> str:
-    what = f"{request.state} {request.status or ''}".rstrip()
-    if request.code:
-        what += f" {request.code}"
-    if request.cancelled_by:
-        return f"{what}: by {request.cancelled_by}"
-    why = request.reason or request.cancel_cause.replace("_", " ")
-    return f"{what}: {why}" if why else what
-
-
-def acted(view: p.Acted) -> list[str]:
-    """Return what an action on one model hit."""
-    loaded = view.state not in ("off", "failed")
-    if view.action == "reset":
-        head = f"{view.model} may be tried again"
-    elif view.action == "restart":
-        head = f"{view.model} restarts"
-    else:
-        head = f"{view.model} is being unloaded" if loaded else f"{view.model} is unloaded"
-    hit = "was cancelled" if view.force else "may finish"
-    parts = [
-        *([f"now {view.state}"] if view.state != "off" else []),
-        *([f"{view.running} running {hit}"] if view.running else []),
-        *([f"{view.queued} queued"] if view.queued else []),
-    ]
-    return [f"{head} ({', '.join(parts)})" if parts else head]
-
-
-def cancelled(view: p.Cancelled) -> list[str]:
-    """Return what a cancel hit."""
-    lines = [f"cancelled {len(view.cancelled)}: {', '.join(view.cancelled)}"]
-    if not view.cancelled:
-        lines = [] if view.pending or view.ended or view.unknown else ["there is nothing to cancel"]
-    for word, ids in (
-        ("not ended yet", view.pending),
-        ("had ended before", view.ended),
-        ("not known", view.unknown),
-    ):
-        if ids:
-            lines.append(f"{word}: {', '.join(ids)}")
-    return lines
-
-
-def stopped(view: p.Stopped) -> list[str]:
-    """Return what a stop hit."""
-    going = f"unloading {', '.join(view.unload)}" if view.unload else "nothing was loaded"
-    return [f"{going}; {view.running} running may finish, {view.refused} queued turned away"]
-
-
-def admission(view: p.Admission) -> list[str]:
-    """Return whether requests are admitted."""
-    if view.admission_open:
-        return [f"admission open: {view.running} running, {view.queued} queued"]
-    return [
-        f"admission paused: {view.running} running may finish, {view.queued} queued are held;"
-        " llmctl resume opens it"
-    ]
 
 
 def version(view: p.Version) -> list[str]:
