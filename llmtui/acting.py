@@ -77,9 +77,17 @@ class Acting(Finding):
         """Show the log of the model's worker."""
         model = self.model_here()
         if model:
-            self.push_screen(Logs(self.desk, model))
+            self.show_logs(model)
         else:
             self.say("no model stands here whose log could be shown")
+
+    def show_logs(self, model: str) -> None:
+        """Show the log of a model's worker."""
+        self.push_screen(Logs(self.desk, model))
+
+    def ask_switch(self, model: str) -> None:
+        """Show the plan of a switch to a model."""
+        self.push_screen(Switch(self.desk, model))
 
     # --- acting -----------------------------------------------------------------------------
 

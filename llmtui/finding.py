@@ -79,9 +79,13 @@ class Finding(Board):
         self._resort()
 
     def action_clear(self) -> None:
-        """Forget the filter, the faults and the marks."""
-        self.view.clear(self.table.id or "requests")
-        self.board("requests").marked.clear()
+        """Forget the filter, the faults and the marks; without any, leave the events."""
+        name, marked = self.table.id or "requests", self.board("requests").marked
+        if name == "events" and not (self.view.words[name] or self.view.faults or marked):
+            self.action_events()
+            return
+        self.view.clear(name)
+        marked.clear()
         self._resort()
 
     def action_sort(self) -> None:

@@ -16,7 +16,7 @@ from llmtui.rows import short_id
 from llmtui.state import client_of
 
 if TYPE_CHECKING:
-    from llmtui.board import Board
+    from llmtui.acting import Acting
 
 _MOST = 200
 _NOT_HERE = ("down", "up", "page_down", "page_up", "first", "last", "palette", "clear")
@@ -47,7 +47,7 @@ class Everything(Provider):
                 yield Hit(score, Content(entry.name), entry.do, text=entry.name, help=entry.about)
 
     def _entries(self, *, names: bool) -> Iterator[_Entry]:
-        app = cast("Board", self.app)
+        app = cast("Acting", self.app)
         for key in KEYS:
             if key.id in _NOT_HERE or (key.writes and not app.can_write):
                 continue
@@ -60,12 +60,15 @@ class Everything(Provider):
             yield from _named(app)
 
 
-def _named(app: Board) -> Iterator[_Entry]:
+def _named(app: Acting) -> Iterator[_Entry]:
     state = app.link.state
     for model in list(state.workers)[:_MOST]:
-        yield _Entry(
-            f"Model {clean(model)}", "goes to its row", partial(app.go_to, "workers", model)
-        )
+        name = clean(model)
+        yield _Entry(f"Model {name}", "goes to its row", partial(app.go_to, "workers", model))
+        yield _Entry(f"Log of {name}", "its worker's log", partial(app.show_logs, model))
+        if app.can_write:
+            about = "shows the plan first"
+            yield _Entry(f"Switch to {name}", about, partial(app.ask_switch, model))
     for request in list(state.requests.values())[:_MOST]:
         name = f"Request {short_id(clean(request.id))} of {clean(client_of(request))}"
         yield _Entry(name, "goes to its row", partial(app.go_to, "requests", request.id))

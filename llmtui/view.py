@@ -64,7 +64,7 @@ class View:
         shown = [
             request
             for request in state.requests.values()
-            if matches(words, request_text(request))
+            if (not words or matches(words, request_text(request)))
             and (not self.faults or is_faulty_request(request, now))
         ]
         inverted = "requests" in self.inverted
@@ -76,7 +76,7 @@ class View:
         shown = [
             one
             for one in happenings(state.log, state.wrong)
-            if matches(words, f"{one.level} {one.text}")
+            if (not words or matches(words, f"{one.level} {one.text}"))
             and (not self.faults or one.level != "info")
         ]
         return shown if "events" in self.inverted else shown[::-1]

@@ -245,7 +245,9 @@ def test_events_open_beside_the_tables_or_in_their_place():
         assert app.table.keys == []
         await pilot.press("escape", "enter")
         await until(pilot, lambda: len(app.screen_stack) == 2)
-        await pilot.press("escape", "tab", "tab", "e", "2")
+        await pilot.press("escape", "escape")
+        assert "3 Events" not in drawn(app)
+        await pilot.press("e", "tab", "tab", "e", "2")
         assert "3 Events" not in drawn(app)
 
     play(steps)
@@ -367,11 +369,15 @@ def test_the_palette_finds_keys_and_rows_and_never_parses_names():
     async def steps(app, pilot):
         await pilot.press("ctrl+p")
         await until(pilot, lambda: len(app.screen_stack) == 2)
-        await pilot.press(*"coder")
+        await pilot.press(*"modelqwen3c")
         await until(pilot, lambda: "Model qwen3-coder-30b" in drawn(app))
         await pilot.press("down", "enter")
         await until(pilot, lambda: app.table.cursor_key == "qwen3-coder-30b")
-        await pilot.press("ctrl+p", *"clickapp")
+        await pilot.press("ctrl+p", *"log of phi")
+        await until(pilot, lambda: "Log of phi4-14b" in drawn(app))
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: "Logs phi4-14b" in drawn(app))
+        await pilot.press("escape", "ctrl+p", *"clickapp")
         await until(pilot, lambda: "of [red]]0;x[/] [@click=app.quit]" in drawn(app))
         assert not {"\x1b", "\x07"} & set(drawn(app))
 
