@@ -88,16 +88,23 @@ def load_progress(state: SchedulerState, model: Model, now: float) -> Progress |
 def load_left_s(state: SchedulerState, model: Model, now: float) -> float | None:
     """Return the expected rest of a load under way, or of one not begun; None = not known.
 
-    At its own pace, if it says how far it is; else what is late is taken to be as late again.
+    A worker that says how far it is reads the rest at that pace, and then needs as long for its
+    warm-up as it did before (which a large model on a CPU may take most of its load for). Else
+    the load takes what is expected of it, and what is late is taken to be as late again.
     """
     if not model.loading:
         return expected_load_s(state, model)
     elapsed = max(0.0, now - model.started_at)
-    told = model.progress
-    if told is not None and _TELLING_FRACTION <= told < 1:
-        return elapsed * (1 - told) / told
+    told = model.progress or 0.0
+    read_left_s = 0.0
+    if told >= _TELLING_FRACTION:
+        read_left_s = elapsed * (1 - told) / told
+        if model.warm_up_s is not None:
+            if model.read_at is None:
+                return read_left_s + model.warm_up_s
+            return abs(model.warm_up_s - (now - model.read_at))
     expected = expected_load_s(state, model)
-    return None if expected is None else abs(expected - elapsed)
+    return None if expected is None else max(read_left_s, abs(expected - elapsed))
 
 
 # --- services and drains -------------------------------------------------------------------

@@ -125,6 +125,8 @@ def _rest(state: SchedulerState, event: Event, now: float, actions: list[Action]
             model = state.model(event.model)
             if model.loading:
                 model.progress = max(model.progress or 0.0, event.fraction)
+                if model.progress >= 1 and model.read_at is None:
+                    model.read_at = now
             return
         case SwitchRequested():
             switch(state, event, now, actions)
@@ -198,7 +200,7 @@ def _worker_changed(
         model.started_at = max(now, event.retry_at)
     elif event.state is WorkerState.STARTING and before is not WorkerState.STARTING:
         model.started_at = now
-        model.progress = None
+        model.forget_progress()
 
 
 def _ready(
@@ -216,7 +218,9 @@ def _ready(
     if before not in (WorkerState.READY, WorkerState.DRAINING):
         model.ready_at = model.last_used = now
         model.barrier = NO_RANK
-        model.progress = None
+        if model.read_at is not None:
+            model.warm_up_s = smoothed(model.warm_up_s, now - model.read_at)
+        model.forget_progress()
         if event.load_s > 0:
             model.load_s = smoothed(model.load_s if model.measured_load else None, event.load_s)
             model.measured_load = True
@@ -240,7 +244,7 @@ def _gone(
     """Take in that a worker is off or failed."""
     state.present.pop(model.name, None)
     model.slots = 0
-    model.progress = None
+    model.forget_progress()
     model.barrier = NO_RANK
     if before is not model.state:
         state.generation += 1

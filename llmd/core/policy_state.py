@@ -113,7 +113,10 @@ class Model:
             good for comparing models and never told to anybody as a time.
         service_s, service_tokens: Moving averages of how long leases last, and of what they were
             estimated at; None and 0 before the first.
-        progress: How far its load is, 0 to 1, as its worker says; None = it does not say.
+        progress: How far its load is, 0 to 1, as its worker says; None = it does not say. It
+            speaks of its files: at 1 they are read, and the worker warms up.
+        read_at: When it was at 1; None before.
+        warm_up_s: Moving average of what it took from there; None before the first.
         permanent: It failed for a reason that will not change by itself.
         starting: A `StartWorker` has been sent and nothing announced since.
         started_at, ready_at, last_used: When.
@@ -147,6 +150,7 @@ class Model:
         "name",
         "permanent",
         "progress",
+        "read_at",
         "ready_at",
         "reason",
         "rethought",
@@ -159,6 +163,7 @@ class Model:
         "starting",
         "state",
         "used",
+        "warm_up_s",
     )
 
     def __init__(self, info: ModelInfo, line: Line, default_load_s: float) -> None:
@@ -179,6 +184,8 @@ class Model:
         self.load_s = _load_cost_s(info, default_load_s)
         self.measured_load = False
         self.progress: float | None = None
+        self.read_at: float | None = None
+        self.warm_up_s: float | None = None
         self.service_s: float | None = None
         self.service_tokens = 0.0
         self.starting = False
@@ -234,6 +241,10 @@ class Model:
         if need <= self.context_tokens or need > self.info.context_max:
             return False
         return self.context_got == 0 or need <= self.context_got
+
+    def forget_progress(self) -> None:
+        """Know nothing of how far its load is."""
+        self.progress = self.read_at = None
 
     def next_context(self) -> int:
         """Return the largest context that a waiting request needs and a load can give; 0 = any."""

@@ -329,7 +329,7 @@ def _start_wanted(state: SchedulerState, name: str, now: float, actions: list[Ac
     model.memory_bytes = model.bytes_with(context)
     model.memory_context = max(context, model.info.context_tokens)
     model.starting = True
-    model.progress = None
+    model.forget_progress()
     model.started_at = now
     model.started_by = want.rule
     model.displaced = want.displaced

@@ -255,15 +255,37 @@ def test_a_worker_that_says_how_far_its_load_is_is_believed():
     box.run(4)
     assert str(load_progress(box.state, box.state.models["a"], box.now)) == "~4%"
     box.post(LoadAdvanced("a", 0.4))
-    assert eta_s(box.state, "1", 4.0) == pytest.approx(6.0)
-    assert why(box, "1").detail == "loading, 40%, about 6 s left"
+    assert why(box, "1").detail == "loading, 40%, about 96 s left"
     box.post(LoadAdvanced("a", 0.3))  # a worker that goes back is not followed
     assert str(load_progress(box.state, box.state.models["a"], box.now)) == "40%"
-    box.post(LoadAdvanced("a", 1.0))  # the file is read, and it still starts
-    assert why(box, "1").detail == "loading, 99%, about 96 s left"
     box.run()
     box.post(LoadAdvanced("a", 0.5))  # too late to mean anything
     assert load_progress(box.state, box.state.models["a"], box.now) is None
+
+
+def test_a_load_that_says_how_far_it_is_reads_on_at_its_pace_and_then_warms_up_as_before():
+    box = box_of(workers={"a": FakeWorker(load_s=20.0)})
+    box.ask("1")
+    box.run(4)
+    box.post(LoadAdvanced("a", 0.4))
+    assert why(box, "1").detail == "loading, 40%"  # what comes after reading is not known
+    assert eta_s(box.state, "1", box.now) is None
+    box.run(10)
+    box.post(LoadAdvanced("a", 1.0))
+    assert why(box, "1").detail == "loading, 99%"
+    box.run()  # ready at 20
+    box.post(UnloadRequested("a"))
+    box.run()
+    start = box.now
+    box.ask("2")
+    box.run(start + 3)
+    box.post(LoadAdvanced("a", 0.5))
+    assert eta_s(box.state, "2", box.now) == pytest.approx(3 + 10)
+    box.run(start + 6)
+    box.post(LoadAdvanced("a", 1.0))
+    assert eta_s(box.state, "2", box.now) == pytest.approx(10)
+    box.run(start + 18)
+    assert eta_s(box.state, "2", box.now) == pytest.approx(2)  # late by two
 
 
 def test_a_load_that_is_late_is_taken_to_be_as_late_again():
