@@ -30,7 +30,16 @@ from llmtui.rows import (
     worker_row,
 )
 from llmtui.screens.desk import Desk
-from llmtui.state import RUNNING, held, hold, is_faulty_worker, newest_running, ticked
+from llmtui.state import (
+    GONE_S,
+    HELD_S,
+    RUNNING,
+    held,
+    hold,
+    is_faulty_worker,
+    newest_running,
+    ticked,
+)
 from llmtui.view import View, first_rate, without_rows
 from llmtui.widgets.lines import Lines
 from llmtui.widgets.paint import THEMES, palette
@@ -183,7 +192,7 @@ class Board(LeanApp):
         if int(now) != self._drawn_second:
             self._own = self._meter.sample()
         self._drawn_second, self._dirty = int(now), False
-        self.link.state = ticked(self.link.state, now)
+        self.link.state = ticked(self.link.state, now, HELD_S if self.still else GONE_S)
         if not self.paused:
             self.shown, self.now = self.link.state, now
         self.draw()
@@ -197,6 +206,7 @@ class Board(LeanApp):
     def draw(self) -> None:
         """Draw everything as it is shown now; widgets that look the same stay untouched."""
         self._fit()
+        still = self.still
         if self.board("events").display:
             self._happened = {one.key: one for one in self.view.happenings(self.shown)}
         for table, keys in (
@@ -206,14 +216,18 @@ class Board(LeanApp):
         ):
             table.faded = self.shown.link != "live"
             table.empty = without_rows(table.id or "", self.shown)
-            still = time.monotonic() - self.keyed_at <= SETTLE_S and table.id != "events"
-            if table.show(hold(table.keys, keys) if still else keys):
+            if table.show(hold(table.keys, keys) if still and table.id != "events" else keys):
                 self._jumped[table.id or ""] = time.monotonic()
         if self.following:
             self.board("requests").go(newest_running(self.shown, self.board("requests").keys))
         self.titles()
         for lines in self.main.query(Lines):
             lines.update()
+
+    @property
+    def still(self) -> bool:
+        """Whether rows must keep their places, since the cursor has just been moved."""
+        return time.monotonic() - self.keyed_at <= SETTLE_S
 
     def jumped(self, table: Table, within_s: float) -> bool:
         """Return whether the cursor has just lost its row, so that a key may hit another."""

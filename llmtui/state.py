@@ -14,6 +14,7 @@ from llmtui.happenings import Mishap, mishaps
 
 NEW_S = 1.5
 GONE_S = 2.0
+HELD_S = 8.0  # while keys are pressed: a row that leaves moves those below it
 HISTORY = 60
 KEPT_NOTICES = 200
 
@@ -152,9 +153,9 @@ def _event(state: State, message: p.Event, now: float) -> State:
     )
 
 
-def ticked(state: State, now: float) -> State:
-    """Return the state as time passes: rates join the history, gone rows leave."""
-    gone = {key: at for key, at in state.gone.items() if now - at < GONE_S}
+def ticked(state: State, now: float, gone_s: float = GONE_S) -> State:
+    """Return the state as time passes: rates join the history, gone rows leave after `gone_s`."""
+    gone = {key: at for key, at in state.gone.items() if now - at < gone_s}
     if len(gone) != len(state.gone):
         requests = {k: v for k, v in state.requests.items() if k in gone or k not in state.gone}
         state = replace(state, requests=requests, gone=gone)

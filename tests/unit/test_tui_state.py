@@ -10,6 +10,7 @@ from llmtui.header import Bar, header
 from llmtui.rows import request_row, worker_row
 from llmtui.state import (
     GONE_S,
+    HELD_S,
     State,
     heard,
     held,
@@ -70,6 +71,7 @@ def test_new_rows_are_lit_and_ended_ones_linger_then_leave():
     state = heard(live(request("a")), event(request("b"), request("a", "done", ended_at=NOW)), NOW)
     assert list(state.fresh) == ["b"]
     assert set(state.requests) == {"a", "b"}
+    assert set(ticked(state, NOW + GONE_S + 0.1, HELD_S).requests) == {"a", "b"}
     later = ticked(state, NOW + GONE_S + 0.1)
     assert set(later.requests) == {"b"}
     assert not later.fresh
