@@ -77,8 +77,8 @@ async def test_it_outlives_the_daemon(runtime_dir, any_real_engine, demo_models)
             pid = await screen.child()
         shown = await screen.until("STALE", gone="LIVE")
         assert "READY" in shown  # the last that was known stays
-        await screen.press("x")
-        await screen.until("actions are off")
+        await screen.press("1", "s")
+        await screen.until("not connected")
         async with box(runtime_dir, any_real_engine, demo_models):
             shown = await screen.until("LIVE", "OFF", gone="STALE")
             assert "READY" not in shown
@@ -208,7 +208,7 @@ async def test_hostile_text_is_shown_and_not_obeyed(runtime_dir, fake_engine, de
         prompt = f"[[say]] [[token 0.2]] {ESCAPES}{MARKUP}evil"
         async with sent(daemon, ("r-one", prompt, 900)):
             await screen.run(*socket_of(runtime_dir))
-            await screen.until("LIVE", f"k{MARKUP[:8]}", "m[/foo]")
+            await screen.until("LIVE", "k[/foo]", "m[/foo]")
             answer = await daemon.chat(model=f"m{MARKUP}", max_tokens=1)
             assert answer.status == 503
             await screen.until("r-one", "FAILED")
@@ -219,8 +219,8 @@ async def test_hostile_text_is_shown_and_not_obeyed(runtime_dir, fake_engine, de
             await screen.until("evil", "demo-small")
             await screen.leave("evil")
             await screen.press("1", "G", "Enter")
-            await screen.until("crashed 3 times")
-            await screen.leave("crashed 3 times")
+            await screen.until("with code 1")
+            await screen.leave("with code 1")
             await screen.press("l")
             await screen.until("follow", f"{MARKUP}no")
             await screen.press("Escape")
