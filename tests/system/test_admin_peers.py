@@ -22,7 +22,7 @@ GROUP = next((g for g in grp.getgrall() if g.gr_gid not in (0, STRANGER)), None)
 MANY = list(range(100_000, 100_400))  # more than Python's own getsockopt has room for
 
 _BECOME = """
-import locale, os, shutil, socket, sys
+import difflib, locale, os, shutil, socket, sys, unicodedata
 import llmd.ctl.render
 from llmd.admin.grammar import parse
 from llmd.ctl import main

@@ -194,7 +194,7 @@ async def test_watch_tells_what_happens_a_line_for_each(llmd):
     async def do():
         await llmd.chat(model="demo-small", max_tokens=2, headers=[("x-request-id", "r-1")])
 
-    shown = await watched(llmd, until="r-1  demo-small", do=do)
+    shown = await watched(llmd, until="done     ", do=do)
     lines = [PAINT.sub("", line) for line in shown.splitlines() if line.strip("^C")]
     assert all(cells(line) <= 70 for line in lines)
     kinds = {line.split()[1] for line in lines}
