@@ -124,10 +124,22 @@ def keys_of(key: Key, keymap: Mapping[str, str]) -> list[str]:
     return keymap.get(key.id, key.keys).split(",")
 
 
-def footer_keys(keymap: Mapping[str, str]) -> list[tuple[Key, str]]:
-    """Return the keys of the line at the bottom, each with how it is spelt there."""
+def footer_line(keymap: Mapping[str, str], width: int, *, can_write: bool) -> Line:
+    """Return the line at the bottom: the keys that fit, the way out always among them."""
     known = {key.id: key for key in KEYS}
-    return [(known[name], spelt(keys_of(known[name], keymap)[0])) for name in _FOOTER]
+    keys = [(spelt(keys_of(known[name], keymap)[0]), known[name]) for name in _FOOTER]
+    gap = 2 if sum(len(text) + len(key.word) + 3 for text, key in keys) <= width else 1
+    *keys, last = keys
+    left = width - len(last[0]) - len(last[1].word) - 1 - gap
+    line: Line = []
+    for text, key in [*keys, last]:
+        taken = gap + len(text) + 1 + len(key.word)
+        if key is not last[1] and left < taken:
+            continue
+        style = "dim" if key.writes and not can_write else "accent"
+        line += [(" " * gap, ""), (text, style), (" " + key.word, "dim")]
+        left -= taken
+    return line
 
 
 def help_lines(keymap: Mapping[str, str], width: int, *, ascii_only: bool = False) -> list[Line]:

@@ -14,7 +14,7 @@ from textual.timer import Timer
 
 from llmd.admin.framing import clean
 from llmtui.app import on_signals
-from llmtui.bindings import footer_keys, of_board
+from llmtui.bindings import footer_line, of_board
 from llmtui.columns import heading, request_columns, worker_columns
 from llmtui.form import clock
 from llmtui.happenings import Happening, happenings
@@ -323,25 +323,7 @@ class Board(LeanApp):
         text, style, until = self._said
         if self.clock() < until and self.size.height < _ROOMY:
             return [[(f" {clean(text)}", style)]]
-        keys = [
-            (spelling, key.word, key.writes and not self.can_write)
-            for key, spelling in footer_keys(self.keymap)
-        ]
-        needed = sum(len(spelling) + len(word) + 3 for spelling, word, _ in keys)
-        gap = 2 if needed <= width else 1
-        *keys, last = keys
-        left = width - len(last[0]) - len(last[1]) - 3
-        line: Line = []
-        for spelling, word, off in keys:
-            taken = len(spelling) + len(word) + 1 + gap
-            if left >= taken:
-                line += [
-                    (" " * gap, ""),
-                    (spelling, "dim" if off else "accent"),
-                    (" " + word, "dim"),
-                ]
-                left -= taken
-        return [[*line, (" " * gap + last[0], "accent"), (f" {last[1]}", "dim")]]
+        return [footer_line(self.keymap, width, can_write=self.can_write)]
 
     def say(self, text: str, style: str = "") -> None:
         """Show a line for some seconds."""
