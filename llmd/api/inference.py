@@ -259,15 +259,17 @@ class Inference:
 
     def _what_broke(self, call: _Call, died: errors.WorkerDied) -> str:
         """Say what ended a request: its worker, or only its connection to it."""
-        worker = self._services.supervisor.worker(call.model.name)
-        end = worker.end_of(call.handle.record.worker_pid) if worker is not None else None
-        if end is None:
+        pid = call.handle.record.worker_pid
+        serving = self._services.serving(call.model.name)
+        if serving is not None and serving.upstream is not None and serving.upstream.pid == pid:
             return (
                 "the connection to the model's worker broke while it served this request, and the "
                 f"worker lives on ({died})"
             )
+        worker = self._services.supervisor.worker(call.model.name)
+        end = worker.end_of(pid) if worker is not None else None
         # no more of the reason: the worker's last words may be about another one's request
-        how = end.reason.partition(": ")[0]
+        how = str(died) if end is None else end.reason.partition(": ")[0]
         return f"the model's worker ended while it served this request ({how})"
 
     async def _until_noticed(self, model: str, pid: int) -> None:
