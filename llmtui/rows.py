@@ -237,11 +237,20 @@ def request_why(request: p.Request, now: float) -> str:
 
 
 def _prefill_left(request: p.Request, now: float) -> str:
-    """Return when the first token is to come, once enough was read to tell."""
+    left_s = prefill_left_s(request, now)
+    return "" if left_s is None else f", {_about(left_s)}"
+
+
+def prefill_left_s(request: p.Request, now: float) -> float | None:
+    """Return when the first token is to come, once enough was read to tell.
+
+    What was cached took no time, so it tells nothing about the rest.
+    """
     share = request.progress or 0.0
-    if request.granted_at is None or not 0.05 <= share < 1:
-        return ""
-    return f", {_about((now - request.granted_at) * (1 - share) / share)}"
+    cached = request.cached_tokens / request.prompt_tokens if request.prompt_tokens else 0.0
+    if request.granted_at is None or share >= 1 or share - cached < 0.05:
+        return None
+    return (now - request.granted_at) * (1 - share) / (share - cached)
 
 
 def _short_why(request: p.Request, now: float) -> str:

@@ -38,7 +38,7 @@ _KEYS: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("switch.add", "a", "add beside"), ("switch.renew", "r", "fresh plan"),
     ),
     "unload": (
-        ("unload.drain", "^d", "drain, longer"), ("unload.cancel", "^f", "cancel what runs"),
+        ("unload.drain", "^d", "limit the drain"), ("unload.cancel", "^f", "cancel what runs"),
     ),
 }  # fmt: skip
 

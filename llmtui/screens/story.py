@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from llmd.admin import protocol as p
 from llmtui.form import bar, count, size, span
-from llmtui.rows import Line, Look, short_id
+from llmtui.rows import Line, Look, prefill_left_s, short_id
 from llmtui.screens.flow import cells, flow, labelled, told
 from llmtui.state import RUNNING, client_of
 
@@ -144,12 +144,10 @@ def _prefill(request: p.Request, now: float, look: Look) -> Step:
         done = request.progress * request.prompt_tokens
         chunks.append([(f"{count(done)}/{total} tok", "")])
         chunks.append(_bar(request.progress, "accent", look))
-        passed = now - request.granted_at
-        computed = done - request.cached_tokens
-        if passed > 0.5 and computed > 0:
-            rate = computed / passed
+        left_s = prefill_left_s(request, now)
+        if left_s is not None and now > request.granted_at:
+            rate = (done - request.cached_tokens) / (now - request.granted_at)
             chunks.append([(f"{count(rate)} t/s", "")])
-            left_s = (request.prompt_tokens - done) / rate
             chunks.append([(f"first token in {span(left_s)}", "dim")])
     else:
         chunks.append([(f"{total} tok", "")])

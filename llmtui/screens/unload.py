@@ -118,7 +118,7 @@ class Unload(Confirm):
             text = f"the {number} running may finish"
         longer, cancel = self.key("unload.drain", "^d"), self.key("unload.cancel", "^f")
         keys: list[Line] = [
-            [(f"  {longer}", "accent"), (" longer", "dim")],
+            [(f"  {longer}", "accent"), (" limit", "dim")],
             [(f" {cancel}", "accent"), (" cancel", "dim")],
         ]
         return [*([[(word, "")] for word in text.split()]), *keys]
