@@ -130,10 +130,18 @@ class Protocol(H11Protocol):
         self.chunked = False
 
     async def stream_send(self, event: StreamEvent) -> None:
-        """Send a part of an answer; the last answer of a connection says so."""
-        if isinstance(event, Response) and self._owner.last_answer:
+        """Send a part of an answer; the last answer of a connection says so.
+
+        One that comes before its request's body has is the last: what follows on the connection
+        would be that body. A client that is not told sends its next request in vain.
+        """
+        if isinstance(event, Response) and (self._owner.last_answer or self._body_is_coming()):
             self.keep_alive_requests = self.config.keep_alive_max_requests
         await super().stream_send(event)
+
+    def _body_is_coming(self) -> bool:
+        connection = self.connection  # another one for a websocket
+        return isinstance(connection, h11.Connection) and connection.their_state is h11.SEND_BODY
 
     async def _send_h11_event(self, event: Any) -> None:
         try:
