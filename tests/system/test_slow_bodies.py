@@ -80,9 +80,11 @@ async def test_a_client_that_keeps_its_connection_is_never_hung_up_on(
     runtime_dir, fake_engine, demo_small
 ):
     """httpx, and so OpenAI's SDK, sends the head and the body of a request one by one."""
-    async with running(runtime_dir, fake_engine, [demo_small]) as llmd:
-        async with httpx.AsyncClient(trust_env=False, base_url=llmd.bound.url) as client:
-            for number in range(200):
-                path = ("/v1/nope", "/v1/responses", "/requests", "/tokenize")[number % 4]
-                answer = await client.post(path, content=b"{" + b" " * 1000)
-                assert answer.status_code in (400, 404, 405, 501)
+    async with (
+        running(runtime_dir, fake_engine, [demo_small]) as llmd,
+        httpx.AsyncClient(trust_env=False, base_url=llmd.bound.url) as client,
+    ):
+        for number in range(200):
+            path = ("/v1/nope", "/v1/responses", "/requests", "/tokenize")[number % 4]
+            answer = await client.post(path, content=b"{" + b" " * 1000)
+            assert answer.status_code in (400, 404, 405, 501)
