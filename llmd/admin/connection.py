@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Awaitable, Callable
+from typing import get_args
 
 import msgspec
 import trio
@@ -12,6 +13,7 @@ from llmd import errors
 from llmd.admin import protocol as p
 from llmd.admin.commands import Actor, Commands
 from llmd.admin.framing import LineSplitter, LineTooLong, clean_line
+from llmd.admin.grammar import did_you_mean
 from llmd.admin.hub import Hub, encode
 from llmd.netio import SocketStream
 from llmd.workers.logring import LogLine, LogRing
@@ -30,6 +32,7 @@ class _Head(msgspec.Struct):
 
 
 _decode: Callable[[bytes], p.AnyCommand] = msgspec.json.Decoder(p.AnyCommand).decode
+_TAGS = sorted(str(kind.__struct_config__.tag) for kind in get_args(p.AnyCommand))
 _decode_head = msgspec.json.Decoder(_Head).decode
 
 
@@ -63,18 +66,11 @@ def _why_not(line: bytes, error: msgspec.MsgspecError) -> p.Failure:
     if head.type in p.NOT_BUILT:
         message = f"{head.type} is not supported yet by this version of llmd"
         return p.Failure(id=head.id, code="not_supported", message=message)
-    if head.type and not _known(head.type):
-        message = f"there is no command {head.type[:100]!r}"
+    if head.type and head.type not in _TAGS:
+        guess = did_you_mean(head.type[:100], _TAGS)
+        message = f"there is no command {head.type[:100]!r}{guess}"
         return p.Failure(id=head.id, code="unknown_command", message=message)
     return _invalid(head.id, str(error))
-
-
-def _known(tag: str) -> bool:
-    try:
-        _decode(b'{"type":%s}' % encode(tag))
-    except msgspec.ValidationError as error:
-        return "$.type" not in str(error)
-    return True
 
 
 def _invalid(id_: int | str | None, message: str) -> p.Failure:

@@ -295,13 +295,24 @@ def parse_quickly(words: Sequence[str]) -> argparse.Namespace:
     Raises:
         UsageError, SystemExit: As `parse` does.
     """
-    named = next((word for word in words if not word.startswith("-")), "")
+    named = _first_name(words)
     alone = bool(named) and not {"-h", "--help"} & set(words)  # help names all commands
     try:
         return parse(words, build_parser(named) if alone else None)
     except UsageError:
-        # a slip, or what stood first was the value of an option: now with all the words there are
+        # a slip: now with all the words there are, to say what was meant
         return parse(words)
+
+
+def _first_name(words: Sequence[str]) -> str:
+    """Return the first word that is neither an option nor the socket's path."""
+    left = iter(words)
+    for word in left:
+        if word == "--socket":
+            next(left, None)
+        elif not word.startswith("-"):
+            return word
+    return ""
 
 
 def _seconds(text: str) -> float:

@@ -75,7 +75,8 @@ def _run(options: Namespace) -> int:
         return USAGE
     if options.name == "switch" and not options.model:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            return _complain("switch needs the name of a model", USAGE)
+            wanted = "switch needs the name of a model, since there is no terminal to choose at"
+            return _complain(wanted, USAGE, json=options.json, code="usage")
         options.model = _choose(options)
         if not options.model:
             return REFUSED
@@ -93,6 +94,8 @@ def _run(options: Namespace) -> int:
             return _complain("llmd has ended", UNREACHABLE)
         answer = client.call(options.make(options))
     out.show(answer)
+    if isinstance(answer, p.Log) and not answer.lines and not options.json:
+        sys.stderr.write(f"llmctl: the worker of {answer.model} has said nothing yet\n")
     refused = isinstance(answer, p.Plan) and not answer.fits
     missed = isinstance(answer, p.Cancelled) and (answer.unknown or answer.pending)
     return REFUSED if refused or missed else DONE

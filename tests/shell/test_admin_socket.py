@@ -63,6 +63,11 @@ async def test_what_is_no_command_is_refused_and_the_connection_goes_on(desk, li
     assert (await peer.ask(type="version", id=9))["id"] == 9
 
 
+async def test_a_slip_gets_a_guess(desk):
+    answer = await desk.peer().ask(type="swich", id=1)
+    assert answer["message"] == "there is no command 'swich'; did you mean 'switch'?"
+
+
 async def test_a_half_closed_peer_gets_all_its_answers(desk):
     peer = desk.peer()
     await peer.send(b'{"type":"status","id":1}\n\n{"type":"queue","id":2}\n')
