@@ -118,7 +118,7 @@ class Board(LeanApp):
         yield Lines(self._header, id="header")
         yield Table(self._worker, self._worker_title, id="workers")
         yield Table(self._request, self._request_title, id="requests")
-        yield Table(self._event, lambda _width: "AT       LEVEL    WHAT", id="events")
+        yield Table(self._event, lambda _width: "AT        WHAT", id="events")
         yield Lines(self._notice, id="notice")
         yield Lines(self.board_keys, id="footer")
         yield PromptLine("/", Prompt(id="filter", done=self.filtered))
@@ -304,7 +304,7 @@ class Board(LeanApp):
 
     def _event(self, key: str, width: int) -> Line:
         one = self.happening(key)
-        return [] if one is None else [(" ", ""), *event_row(one, width - 1, self.look)]
+        return [] if one is None else event_row(one, width, self.look)
 
     def _notice(self, width: int) -> list[Line]:
         text, style, until = self._said

@@ -6,13 +6,12 @@ names (`ok`, `warn`, `bad`, `accent`, `dim`, `new`, ""), which the widgets turn 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 from llmd.admin import protocol as p
 from llmtui.columns import Column
 from llmtui.form import Look as Look
-from llmtui.form import bar, count, fit, size, span, spark
+from llmtui.form import bar, clock, count, fit, size, span, spark
 from llmtui.happenings import Happening
 from llmtui.state import RUNNING, State, client_of, is_faulty_request
 
@@ -168,13 +167,12 @@ def request_row(
 _LEVEL_STYLE = {"warning": "warn", "error": "bad", "critical": "bad"}
 
 
-def event_row(notice: Happening, width: int, look: Look) -> Line:
-    """Return what happened as a row."""
-    at = time.strftime("%H:%M:%S ", time.localtime(notice.at))
-    level = fit(notice.level, 8, ascii_only=look.ascii_only)
-    text = fit(notice.text, max(1, width - len(at) - len(level) - 1), ascii_only=look.ascii_only)
-    style = _LEVEL_STYLE.get(notice.level, "")
-    return [(at, "dim"), (level + " ", style or "dim"), (text, style)]
+def event_row(one: Happening, width: int, look: Look) -> Line:
+    """Return what happened as a row, behind `!` for what needs an eye."""
+    at = f"{clock(one.at)}  "
+    style = _LEVEL_STYLE.get(one.level, "")
+    text = fit(one.text, max(1, width - len(at) - 1), ascii_only=look.ascii_only)
+    return [("!" if style else " ", style), (at, "dim"), (text, style)]
 
 
 def short_id(name: str) -> str:
