@@ -440,6 +440,64 @@ def test_pause_holds_the_screen():
     play(steps)
 
 
+def test_a_paused_screen_still_says_that_the_daemon_has_gone():
+    class Goes(Demo):
+        async def subscribe(self, *topics):
+            async for message in super().subscribe():
+                yield message
+                return  # it hangs up after its first word
+
+    async def steps(app, pilot):
+        await pilot.press("p")
+        await until(pilot, lambda: "STALE" in drawn(app))
+        assert "PAUSED" in drawn(app)
+        assert "DECODE" in drawn(app)
+
+    play(steps, Goes)
+
+
+def test_faults_leave_what_is_wrong_and_wide_gives_names_room():
+    async def steps(app, pilot):
+        await pilot.press("z")
+        assert app.table.keys == ["r-8f02e9b3"]
+        assert app.board("workers").keys == ["phi4-14b-q8"]
+        assert "faults only" in drawn(app)
+        await pilot.press("escape")
+        assert len(app.table.keys) == 12
+        assert "KV%" in drawn(app)
+        await pilot.press("w")
+        await until(pilot, lambda: "KV%" not in drawn(app))
+
+    play(steps)
+
+
+def test_copies_are_the_id_or_the_line_for_a_shell():
+    async def steps(app, pilot):
+        await pilot.press("G", "y")
+        assert app.clipboard == "r-8f35acd4"
+        await pilot.press("Y")
+        assert app.clipboard == "llmctl why r-8f35acd4"
+        await pilot.press("1", "Y")
+        assert app.clipboard.startswith("llmctl switch ")
+        await pilot.press("e", "y")
+        assert app.clipboard == "worker loading model=llama3.3-70b-q4"
+
+    play(steps)
+
+
+def test_the_board_goes_on_beneath_a_window():
+    async def steps(app, pilot):
+        await pilot.press("question_mark")
+        await until(pilot, lambda: len(app.screen_stack) == 2)
+        before = app.shown
+        await until(pilot, lambda: app.shown is not before)
+        await pilot.press("x", "s", "q")  # for the window, and not for the board beneath
+        assert len(app.screen_stack) == 1
+        assert app.is_running
+
+    play(steps)
+
+
 def test_without_a_terminal_it_says_so(capsys):
     assert main([]) == 2
     assert "needs a terminal" in capsys.readouterr().err
