@@ -1,6 +1,6 @@
-"""Inference calls to one worker over its Unix socket.
+"""Calls to one worker over its Unix socket.
 
-httpx serves the control calls; this serves the hot path: kept-alive connections, llhttp for
+Control calls come this way too, but it is made for the hot path: kept-alive connections, llhttp for
 parsing (PyPI's httptools), and bytes handed on as they come. Closing an answer before its end
 closes the connection, which is how a llama-server is told to stop generating.
 """
