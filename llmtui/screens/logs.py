@@ -17,7 +17,7 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from llmd.admin import protocol as p
-from llmd.admin.calls import AdminError
+from llmd.admin.calls import AdminError, Unreachable
 from llmd.admin.framing import clean
 from llmtui.form import count
 from llmtui.screens.desk import Desk
@@ -79,6 +79,7 @@ class Logs(Window[None]):
         self._prompt = Prompt(id="search", done=self._searched)
         self._new: list[p.LogLine | str] = []
         self._trouble = ""
+        self._failed_at = 0.0
         self._seen = 0
         self._daemon: tuple[int, float] | None = None
         self._note = ("", 0.0)
@@ -110,11 +111,13 @@ class Logs(Window[None]):
                 trouble = clean(str(error))
             if not self._trouble:
                 self._new.append(f"lost the daemon {clock(self.desk.now())}")
-            self._trouble = trouble
+            self._trouble, self._failed_at = trouble, self.desk.now()
             await asyncio.sleep(_RETRY_S)
 
     async def _follow(self) -> None:
         """Read one connection to its end; lines that were seen before are passed over."""
+        if not self.desk.live:  # until it is, nobody knows whether it is another daemon
+            raise Unreachable("the link to the daemon is lost")
         lines = self.desk.source().follow(self._model, lines=FIRST)
         async with aclosing(lines) as stream:  # type: ignore[type-var]
             async for line in stream:
@@ -162,6 +165,8 @@ class Logs(Window[None]):
 
     def tick(self) -> None:
         """Draw when lines have come, too."""
+        if self._trouble and self.desk.live and self.desk.now() > self._failed_at + 2 * _RETRY_S:
+            self._greet()  # it listens again, and its worker has nothing to say
         if self._new:
             self.repaint()
         super().tick()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from rich.cells import cell_len
 from rich.style import Style
@@ -97,12 +97,12 @@ class LogView(ScrollView, can_focus=True, inherit_bindings=False):
 
     def on_resize(self) -> None:
         """Wrap to the new width, with the same line on top."""
-        self.keep(lambda: None)
+        self.keep()
 
-    def keep(self, change: object) -> None:
+    def keep(self, change: Callable[[], None] | None = None) -> None:
         """Do what changes the rows, and keep the line on top where it is."""
         top = self.page.row(self.scroll_offset.y)
-        if callable(change):
+        if change is not None:
             change()
         self.fit()
         if top is not None and not self.following:
@@ -114,12 +114,12 @@ class LogView(ScrollView, can_focus=True, inherit_bindings=False):
         """Break long lines, or do not."""
         self.wrapped = not self.wrapped
         self._pan = 0
-        self.keep(None)
+        self.keep()
 
     def time(self) -> None:
         """Show the time of each line, or do not."""
         self.timed = not self.timed
-        self.keep(None)
+        self.keep()
 
     def levels(self, level: Level) -> None:
         """Show lines that matter as much as `level`, and more."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from textual.binding import Binding, BindingType
@@ -232,8 +232,8 @@ class WorkerDetail(Window[None]):
         if self.row is not None and self.row.state != "off":
             self._open(lambda: Unload(self.desk, self._model))
 
-    def _open(self, make: object) -> None:
+    def _open(self, make: Callable[[], Window[bool]]) -> None:
         self._said = self.desk.refusal
-        if not self._said and callable(make):
+        if not self._said:
             self.app.push_screen(make())
         self.repaint()

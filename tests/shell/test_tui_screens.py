@@ -325,7 +325,7 @@ def test_a_log_goes_on_with_the_next_daemon(monkeypatch):
         box.say("one", "two")
         await until(pilot, lambda: shown(app) == ["one", "two"])
         box.lines.put_nowait(Unreachable("it is gone"))
-        await shows(app, pilot, "LOST, trying again", "it is gone")
+        await until(pilot, lambda: "lost the daemon" in " ".join(shown(app)))
         box.say("one", "two", "three")  # the same daemon: what was shown is passed over
         await until(pilot, lambda: shown(app)[-1] == "three")
         assert "LOST" not in drawn(app)
@@ -338,6 +338,21 @@ def test_a_log_goes_on_with_the_next_daemon(monkeypatch):
         box.say("anew")
         await until(pilot, lambda: shown(app)[-1] == "anew")
         assert any(line.startswith("another daemon") for line in shown(app))
+
+    play(steps, Talker)
+
+
+def test_a_log_that_stays_silent_is_not_called_lost_for_ever(monkeypatch):
+    monkeypatch.setattr("llmtui.screens.logs._RETRY_S", 0.01)
+
+    async def steps(app, pilot, box):
+        await open_window(app, pilot, "1", "g", "l")
+        box.say("one")
+        await until(pilot, lambda: shown(app) == ["one"])
+        box.lines.put_nowait(Unreachable("it is gone"))
+        await until(pilot, lambda: len(shown(app)) == 3)
+        assert "LOST" not in drawn(app)
+        assert shown(app)[-1].startswith("the daemon is back")
 
     play(steps, Talker)
 
