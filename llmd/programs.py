@@ -99,8 +99,8 @@ or, with `pip install openai`:
   ):
       print(chunk.choices[0].delta.content or "", end="", flush=True)
 
-Asking for the other model switches to it. To watch and steer it (before each, `uv run` where llmd
-was started so): llmtui, llmctl status, llmctl watch, llmctl why ID. Over HTTP: {url}/requests,
+Asking for the other model switches to it. To watch and steer: llmtui, llmctl status, llmctl watch,
+llmctl why ID (started as llmd was: with `uv run` before it, or without). Over HTTP: {url}/requests,
 {url}/v1/models, {url}/queue/metrics, {url}/metrics. Ctrl+C ends the demo.
 
 """
