@@ -58,7 +58,7 @@ _REQUESTS = (
         Column("id", "ID", 8),
         Column("st", "ST", 10),
         Column("prio", "PRI", 4),
-        Column("model", "MODEL", 0, weight=4),
+        Column("model", "MODEL", 0, weight=6),
         Column("client", "CLIENT", 0, weight=3),
         Column("wait", "WAIT", 6, right=True),
         Column("hit", "PROMPT(hit)", 11, right=True),
@@ -66,7 +66,7 @@ _REQUESTS = (
         Column("speed", "t/s", 5, right=True),
         Column("age", "AGE", 6, right=True),
         Column("eta", "ETA", 5, right=True),
-        Column("why", "WHY", 0, weight=6),
+        Column("why", "WHY", 0, weight=7),
     )),
     (88, (
         Column("id", "ID", 6),
