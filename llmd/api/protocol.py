@@ -158,10 +158,18 @@ class Protocol(H11Protocol):
             head, self._head = self._head, b""
             await self.send(RawData(head + (data or b"") if head else cast("bytes", data)))
 
+    async def _send_error_response(self, status_code: int) -> None:
+        if self.stream is not None:  # garbage within a body, whose request may have its answer
+            await super()._send_error_response(status_code)
+            return
+        raise RefusedHead(
+            status_code, _TOO_LARGE if status_code == 431 else "what came is no HTTP/1.1 request"
+        )
+
     async def _check_protocol(self, event: h11.Request) -> None:
         # h11 bounds only what is incomplete: a head that came in few pieces may be any size
         if sum(len(name) + len(value) for name, value in event.headers) > MAX_HEAD_BYTES:
-            raise RefusedHead(431, "the request head is larger than 64 KiB")
+            raise RefusedHead(431, _TOO_LARGE)
         names = [name for name, _ in event.headers]
         if b"content-length" in names and b"transfer-encoding" in names:
             raise RefusedHead(400, "Content-Length and Transfer-Encoding exclude each other")
@@ -170,6 +178,7 @@ class Protocol(H11Protocol):
 
 
 _CHUNKED = b"\r\nTransfer-Encoding: chunked\r\n"  # as h11 writes it; nobody else's does
+_TOO_LARGE = "the request head is larger than 64 KiB"
 REFUSAL_CODES = {408: "request_timeout", 431: "header_too_large"}
 
 
