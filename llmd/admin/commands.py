@@ -8,7 +8,6 @@ logged with who asked for it and what it hit.
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -20,10 +19,10 @@ from llmd import errors
 from llmd.admin import protocol as p
 from llmd.admin.grammar import did_you_mean
 from llmd.admin.peercred import Peer
+from llmd.admin.plans import describe_plan
 from llmd.admin.views import Views
 from llmd.core.events import SwitchRequested
 from llmd.core.lifecycle import RequestState
-from llmd.core.policy import Plan
 from llmd.core.record import CancelCause
 from llmd.models.catalog import CatalogModel
 from llmd.observe.log import clean, log
@@ -167,7 +166,7 @@ class Commands:
         )
         if command.dry_run:
             plan = operations.scheduler.plan(request)
-            return self._plan(plan, request, dry_run=True)
+            return describe_plan(self._views, operations, plan, request, dry_run=True)
         return self._load_by(request, actor, "switch", wait=command.wait)
 
     def _load(self, command: p.Load, actor: Actor) -> Answer:
@@ -177,7 +176,7 @@ class Commands:
 
     def _load_by(self, request: SwitchRequested, actor: Actor, word: str, *, wait: bool) -> Answer:
         before = self._operations.scheduler.plan(request)
-        told = self._plan(before, request, dry_run=False)
+        told = describe_plan(self._views, self._operations, before, request, dry_run=False)
         plan = self._operations.switch(request)
         self._note(
             actor,
@@ -198,44 +197,6 @@ class Commands:
             return answer()
 
         return loaded() if wait else answer()
-
-    def _plan(self, plan: Plan, request: SwitchRequested, *, dry_run: bool) -> p.Plan:
-        """Return the scheduler's plan with the numbers that make it readable."""
-        scheduler = self._operations.scheduler
-        models = {model.model: model for model in scheduler.statistics().models}
-        beside = scheduler.plan(SwitchRequested(request.model, add=True))
-        longest = self._views.service_p95_s()
-        return p.Plan(
-            model=plan.model,
-            loaded=plan.loaded,
-            fits=plan.fits,
-            reason=plan.reason,
-            add=plan.add,
-            fits_beside=beside.fits,
-            evict=tuple(
-                p.Eviction(
-                    model=name,
-                    running=plan.drains.get(name, 0),
-                    queued=plan.queued.get(name, 0),
-                    memory_bytes=models[name].memory_bytes,
-                    service_s=models[name].service_s,
-                    service_p95_s=longest.get(name),
-                )
-                for name in plan.evict
-            ),
-            queued=plan.queued.get(plan.model, 0),
-            load_s=round(plan.load_s, 3),
-            load_measured=scheduler.state.model(plan.model).measured_load,
-            drain_s=request.drain_s,
-            auto_switch=scheduler.state.settings.auto_switch,
-            memory_bytes=models[plan.model].memory_bytes,
-            held_bytes=sum(m.memory_bytes for m in scheduler.state.present.values()),
-            limit_bytes=scheduler.state.settings.memory_bytes,
-            generation=plan.generation,
-            state=self._operations.state_of(self._operations.model(plan.model)).value,
-            dry_run=dry_run,
-            command=_line(request, plan.generation),
-        )
 
     def _unload(self, command: p.Unload, actor: Actor) -> Answer:
         self._operations.expect(command.if_gen)
@@ -404,15 +365,3 @@ class Commands:
 
 def _unknown(request_id: str) -> str:
     return f"there is no request {request_id[:200]!r}; only the last ones are remembered"
-
-
-def _line(request: SwitchRequested, generation: int) -> str:
-    """Return the `llmctl` line that does what was asked."""
-    words = ["llmctl", "load" if request.add else "switch", request.model]
-    for name in request.evict:
-        words += ["--from", name]
-    if request.force:
-        words.append("--force")
-    elif request.drain_s:
-        words += ["--drain", f"{request.drain_s:g}"]
-    return shlex.join([*words, "--if-gen", str(generation)])

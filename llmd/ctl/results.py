@@ -22,13 +22,8 @@ def plan(view: p.Plan, style: Style) -> list[str]:
     lines = [style.bold(head)]
     if not view.fits:
         return [*lines, f"  does NOT fit: {view.reason}"]
-    for eviction in view.evict:
-        service = f" ({span(eviction.service_s)} each)" if eviction.service_s else ""
-        running = f"{eviction.running} running{service}" if eviction.running else "idle"
-        lines.append(
-            f"  evicts {eviction.model}: frees {held(eviction.memory_bytes)}, {running},"
-            f" {eviction.queued} queued"
-        )
+    lines += [f"  evicts {_eviction(eviction)}" for eviction in view.evict]
+    lines += _fate(view)
     if not view.loaded:
         freed = sum(eviction.memory_bytes for eviction in view.evict)
         after = max(0, view.held_bytes - freed) + view.memory_bytes
@@ -37,13 +32,48 @@ def plan(view: p.Plan, style: Style) -> list[str]:
         lines.append(f"  memory: {before}, {size(after)}{limit} afterwards")
     if view.fits_beside and view.evict:
         lines.append("  it also fits without evicting anything: llmctl load")
-    if view.load_s:
-        verb = "waits" if view.queued == 1 else "wait"
-        waiting = f"; {_many(view.queued, 'request')} {verb} for it" if view.queued else ""
-        lines.append(f"  load: about {span(view.load_s)}{waiting}")
+    if not view.loaded:
+        lines.append(f"  load: {_load(view)}")
     if view.dry_run:
         lines.append(f"  do it: {view.command}")
     return lines
+
+
+def _eviction(view: p.Eviction) -> str:
+    each = ""
+    if view.service_s:
+        longest = f", 95% within {span(view.service_p95_s)}" if view.service_p95_s else ""
+        each = f" ({span(view.service_s)} each{longest})"
+    running = f"{view.running} running{each}" if view.running else "idle"
+    return f"{view.model}: frees {held(view.memory_bytes)}, {running}, {view.queued} queued"
+
+
+def _fate(view: p.Plan) -> list[str]:
+    """Say what becomes of the requests of evicted models."""
+    lines = []
+    if any(eviction.running for eviction in view.evict):
+        if view.force:
+            lines.append("  what runs there is cancelled at once")
+        elif view.drain_s:
+            lines.append(f"  what still runs there after {span(view.drain_s)} is cancelled")
+        else:
+            lines.append("  what runs there may finish first")
+    if any(eviction.queued for eviction in view.evict) and view.auto_switch is not None:
+        back = "waits until it is loaded again" if view.auto_switch else "is refused"
+        lines.append(f"  what is queued there {back}")
+    return lines
+
+
+def _load(view: p.Plan) -> str:
+    if not view.load_s:
+        expected = "never measured"
+    elif view.load_measured:
+        expected = f"about {span(view.load_s)}"
+    else:
+        expected = f"about {span(view.load_s)}, a guess: it was never measured"
+    verb = "waits" if view.queued == 1 else "wait"
+    waiting = f"; {_many(view.queued, 'request')} {verb} for it" if view.queued else ""
+    return expected + waiting
 
 
 def _many(number: int, noun: str) -> str:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from llmd import ctl, places
@@ -322,29 +323,54 @@ def test_an_action_says_what_it_hit(answer, told):
     assert render.text(answer, Style(), 0.0) == [told]
 
 
+PLAN = p.Plan(
+    model="a",
+    loaded=False,
+    fits=True,
+    evict=(p.Eviction(model="b", running=2, queued=1, memory_bytes=20 << 30, service_s=12.0),),
+    queued=1,
+    load_s=14.0,
+    load_measured=True,
+    auto_switch=True,
+    memory_bytes=24 << 30,
+    held_bytes=20 << 30,
+    limit_bytes=64 << 30,
+    generation=41,
+    dry_run=True,
+    command="llmctl switch a --if-gen 41",
+)
+
+
 def test_a_plan_is_told_plainly():
-    gone = p.Eviction(model="b", running=2, queued=1, memory_bytes=20 << 30, service_s=12.0)
-    plan = p.Plan(
-        model="a",
-        loaded=False,
-        fits=True,
-        evict=(gone,),
-        queued=1,
-        load_s=14.0,
-        memory_bytes=24 << 30,
-        held_bytes=20 << 30,
-        limit_bytes=64 << 30,
-        generation=41,
-        dry_run=True,
-        command="llmctl switch a --if-gen 41",
-    )
-    assert render.plan(plan, Style()) == [
+    assert render.plan(PLAN, Style()) == [
         "plan: load a in place of b; nothing is done yet",
         "  evicts b: frees 20.0G, 2 running (12s each), 1 queued",
+        "  what runs there may finish first",
+        "  what is queued there waits until it is loaded again",
         "  memory: 20.0G held now, 24.0G of 64.0G afterwards",
         "  load: about 14s; 1 request waits for it",
         "  do it: llmctl switch a --if-gen 41",
     ]
+
+
+@pytest.mark.parametrize(
+    ("other", "line"),
+    [
+        ({"force": True}, "  what runs there is cancelled at once"),
+        ({"drain_s": 30.0}, "  what still runs there after 30s is cancelled"),
+        ({"auto_switch": False}, "  what is queued there is refused"),
+        ({"load_s": 0.0, "queued": 0}, "  load: never measured"),
+        (
+            {"load_measured": False, "queued": 2},
+            "  load: about 14s, a guess: it was never measured; 2 requests wait for it",
+        ),
+        ({"state": "ready", "dry_run": False}, "a is ready in place of b"),
+        ({"loaded": True, "evict": (), "state": "ready"}, "a is loaded already (ready)"),
+        ({"held_bytes": 0, "evict": ()}, "  memory: nothing held now, 24.0G of 64.0G afterwards"),
+    ],
+)
+def test_what_a_plan_says_of_each_turn(other, line):
+    assert line in render.plan(msgspec.structs.replace(PLAN, **other), Style())
 
 
 def test_a_plan_that_does_not_fit_says_why():

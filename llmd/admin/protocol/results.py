@@ -41,6 +41,7 @@ class Plan(View, frozen=True, kw_only=True):
         load_measured: It was loaded before, and `load_s` is what that took on average.
         drain_s: What still runs on an evicted model after this long is cancelled; 0 = all may
             finish. As asked for, else as configured.
+        force: What runs on an evicted model is cancelled at once.
         auto_switch: Requests have models loaded, so those for an evicted model wait for it;
             False: they are refused (503). None = not known.
         memory_bytes: What the model holds, or will.
@@ -63,6 +64,7 @@ class Plan(View, frozen=True, kw_only=True):
     load_s: float = 0.0
     load_measured: bool = False
     drain_s: float = 0.0
+    force: bool = False
     auto_switch: bool | None = None
     memory_bytes: int = 0
     held_bytes: int = 0

@@ -1,0 +1,65 @@
+"""The scheduler's plan of a switch as operators see it."""
+
+from __future__ import annotations
+
+import shlex
+
+from llmd.admin import protocol as p
+from llmd.admin.views import Views
+from llmd.core.events import SwitchRequested
+from llmd.core.policy import Plan
+from llmd.operations import Operations
+
+
+def describe_plan(
+    views: Views, operations: Operations, plan: Plan, request: SwitchRequested, *, dry_run: bool
+) -> p.Plan:
+    """Return the scheduler's plan with the numbers that make it readable."""
+    scheduler = operations.scheduler
+    models = {model.model: model for model in scheduler.statistics().models}
+    beside = scheduler.plan(SwitchRequested(request.model, add=True))
+    longest = views.service_p95_s()
+    return p.Plan(
+        model=plan.model,
+        loaded=plan.loaded,
+        fits=plan.fits,
+        reason=plan.reason,
+        add=plan.add,
+        fits_beside=beside.fits,
+        evict=tuple(
+            p.Eviction(
+                model=name,
+                running=plan.drains.get(name, 0),
+                queued=plan.queued.get(name, 0),
+                memory_bytes=models[name].memory_bytes,
+                service_s=models[name].service_s,
+                service_p95_s=longest.get(name),
+            )
+            for name in plan.evict
+        ),
+        queued=plan.queued.get(plan.model, 0),
+        load_s=round(plan.load_s, 3),
+        load_measured=scheduler.state.model(plan.model).measured_load,
+        drain_s=request.drain_s,
+        force=request.force,
+        auto_switch=scheduler.state.settings.auto_switch,
+        memory_bytes=models[plan.model].memory_bytes,
+        held_bytes=sum(m.memory_bytes for m in scheduler.state.present.values()),
+        limit_bytes=scheduler.state.settings.memory_bytes,
+        generation=plan.generation,
+        state=operations.state_of(operations.model(plan.model)).value,
+        dry_run=dry_run,
+        command=_line(request, plan.generation),
+    )
+
+
+def _line(request: SwitchRequested, generation: int) -> str:
+    """Return the `llmctl` line that does what was asked."""
+    words = ["llmctl", "load" if request.add else "switch", request.model]
+    for name in request.evict:
+        words += ["--from", name]
+    if request.force:
+        words.append("--force")
+    elif request.drain_s:
+        words += ["--drain", f"{request.drain_s:g}"]
+    return shlex.join([*words, "--if-gen", str(generation)])
