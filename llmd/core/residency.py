@@ -35,6 +35,13 @@ _DRAINABLE = (WorkerState.READY, WorkerState.DRAINING)
 
 def place(state: SchedulerState, now: float, actions: list[Action]) -> None:
     """Decide who comes and who goes for what waits."""
+    waiting = -1
+    while len(state.queue) != waiting:  # who is turned away may have kept a model from going
+        waiting = len(state.queue)
+        _place_all(state, now, actions)
+
+
+def _place_all(state: SchedulerState, now: float, actions: list[Action]) -> None:
     for model in state.present.values():
         model.barrier = NO_RANK
     for demand in demands(state, now):

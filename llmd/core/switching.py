@@ -56,6 +56,7 @@ class _Draft:
     model: Model
     loaded: bool
     context_tokens: int  # that it is loaded with at least
+    size_bytes: int  # what it holds then
     victims: list[Model] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)  # wants given up for it
     resumed: list[Model] = field(default_factory=list)  # drained for those, and may stay
@@ -65,12 +66,8 @@ class _Draft:
     reason: str = ""
 
 
-def _missing(
-    state: SchedulerState, held: list[Model], newcomer: Model, context_tokens: int
-) -> tuple[int, int]:
-    others = (held_bytes(state, m) for m in held)
-    size = newcomer.bytes_with(context_tokens) if newcomer.absent else newcomer.memory_bytes
-    return shortfall(state.room, others, size)
+def _missing(state: SchedulerState, held: list[Model], size_bytes: int) -> tuple[int, int]:
+    return shortfall(state.room, (held_bytes(state, m) for m in held), size_bytes)
 
 
 def _draft(state: SchedulerState, event: SwitchRequested, now: float) -> _Draft:
@@ -96,7 +93,8 @@ def _draft_with(
         and model.state is not WorkerState.STOPPING
         and not (model.leaving and model.leaving.stop_sent)
     )
-    draft = _Draft(model, loaded, context_tokens)
+    size_bytes = model.memory_bytes if loaded else model.bytes_with(context_tokens)
+    draft = _Draft(model, loaded, context_tokens, size_bytes)
     draft.not_there = tuple(n for n in event.evict if n != model.name and _is_off(state, n))
     if draft.not_there:
         draft.fits = False
@@ -107,7 +105,7 @@ def _draft_with(
     held = [m for m in staying if m not in draft.victims and m.name not in draft.dropped]
     if not (loaded and model.leaving is None):
         held = _drop_in_the_way(state, draft, held, operators=not event.add)
-        if any(_missing(state, held, model, context_tokens)):
+        if any(_missing(state, held, draft.size_bytes)):
             _choose(state, draft, event, held, now)
     if draft.fits:
         _settle_drained(state, draft, held)
@@ -127,7 +125,7 @@ def _drop_in_the_way(
     names = [name for name in names if name not in draft.dropped]
     names.sort(key=lambda name: state.wants[name].rule is Rule.OPERATOR)
     for name in names:
-        if not any(_missing(state, held, draft.model, draft.context_tokens)):
+        if not any(_missing(state, held, draft.size_bytes)):
             break
         if state.wants[name].rule is Rule.OPERATOR and not operators:
             break
@@ -147,13 +145,13 @@ def _choose(
     elif event.evict:
         draft.reason = f"unloading {', '.join(event.evict)} does not make room beside {names}"
     else:
-        places, size = _missing(state, held, draft.model, draft.context_tokens)
+        places, size = _missing(state, held, draft.size_bytes)
         going = [resident(m, now, busy=bool(m.leases or m.line.count)) for m in held]
         chosen = choose_evictions(going, places, size)
         if chosen is not None:
             draft.fits = True
             draft.victims = [state.models[name] for name in chosen]
-    if not draft.fits and any(_missing(state, [], draft.model, draft.context_tokens)):
+    if not draft.fits and any(_missing(state, [], draft.size_bytes)):
         draft.reason = (
             f"it needs about {draft.model.memory_bytes >> 20} MiB and models may hold "
             f"{state.settings.memory_bytes >> 20} MiB in all"
@@ -162,7 +160,7 @@ def _choose(
 
 def _settle_drained(state: SchedulerState, draft: _Draft, held: list[Model]) -> None:
     """Sort what drains for the starts given up: what still fits stays, the rest goes."""
-    held = [m for m in held if m not in draft.victims] + [draft.model]
+    sizes = [held_bytes(state, m) for m in held if m not in draft.victims] + [draft.size_bytes]
     for victim in state.present.values():
         leaving = victim.leaving
         if leaving is None or leaving.stop_sent or victim is draft.model:
@@ -170,11 +168,11 @@ def _settle_drained(state: SchedulerState, draft: _Draft, held: list[Model]) -> 
         if leaving.for_model not in draft.dropped:
             continue
         asked = leaving.rule is Rule.OPERATOR
-        if asked or not victim.leases or any(_missing(state, held, victim, 0)):
+        if asked or not victim.leases or any(shortfall(state.room, sizes, victim.memory_bytes)):
             draft.inherited.append(victim)
         else:
             draft.resumed.append(victim)
-            held.append(victim)
+            sizes.append(victim.memory_bytes)
 
 
 def plan_switch(state: SchedulerState, event: SwitchRequested, now: float) -> Plan:

@@ -610,6 +610,34 @@ def test_who_asks_for_more_context_after_the_decision_is_served_by_a_later_reloa
     assert box.ended["large"].granted_at < 40
 
 
+def test_who_is_turned_away_for_its_context_keeps_no_model_from_going():
+    box = box_of(infos={"a": GROWS, "b": {"memory_bytes": 7}}, max_loaded=0, memory_bytes=10)
+    box.workers["a"].context = 1000
+    box.preload("a")
+    box.run(1)
+    box.ask("b", "b")
+    box.ask("large", "a", context=9000)  # 12 of 10, found out once a may be reloaded
+    box.run(5)
+    assert box.ended["large"].rejected.refusal is Refusal.INSUFFICIENT_MEMORY
+    assert (5, "stop", "a") in kinds(box)
+
+
+def test_a_switch_to_what_is_on_its_way_out_counts_what_it_will_hold_then():
+    box = box_of(infos={"a": GROWS, "b": {"memory_bytes": 4}}, max_loaded=0, memory_bytes=10)
+    box.workers["a"].context = 1000
+    box.workers["a"].stop_s = 5.0
+    box.preload("a")
+    box.preload("b")
+    box.post(UnloadRequested("a"))
+    box.ask("large", "a", context=6000)  # 9, and b holds 4
+    plan = policy.plan_switch(box.state, SwitchRequested("a", add=True), box.now)
+    assert plan.fits  # as it was: with the context that fits
+    box.post(SwitchRequested("a", add=True))
+    box.run(8)
+    assert box.workers["a"].state is WorkerState.READY
+    assert box.workers["b"].starts == 0
+
+
 def test_a_start_for_which_there_turns_out_to_be_no_room_is_decided_anew():
     """What was taken for small is measured to be large while another model waits to be started."""
     infos = {"a": {"memory_bytes": 2}, "b": {"memory_bytes": 5}, "c": {"memory_bytes": 3}}
