@@ -10,13 +10,17 @@ from llmtui.form import Look, fit
 
 @dataclass(frozen=True)
 class Column:
-    """A column: `width` cells, 0 = its part of what is left over; numbers stand `right`."""
+    """A column: `width` cells, 0 = its part of what is left over, but the `least`.
+
+    Numbers stand `right`.
+    """
 
     name: str
     title: str
     width: int
     right: bool = False
     weight: int = 1
+    least: int = 0
 
 
 _WORKERS = (  # from which width on, and what is shown there
@@ -59,7 +63,7 @@ _REQUESTS = (
         Column("st", "ST", 10),
         Column("prio", "PRI", 4),
         Column("model", "MODEL", 0, weight=6),
-        Column("client", "CLIENT", 0, weight=3),
+        Column("client", "CLIENT", 0, weight=3, least=9),
         Column("wait", "WAIT", 5, right=True),
         Column("hit", "PROMPT(hit)", 11, right=True),
         Column("gen", "GEN/MAX", 9, right=True),
@@ -119,7 +123,7 @@ def columns(layouts: Layouts, width: int, *, wide: bool = False) -> list[Column]
         if column.width:
             made.append(column)
             continue
-        part = left * column.weight // weight
+        part = max(column.least, left * column.weight // weight)
         rest -= part
         last = len(made)
         made.append(replace(column, width=part))
