@@ -33,9 +33,11 @@ async def llmd(runtime_dir, fake_engine, demo_models):
         limits={"request_timeout_sec": 4},
     ) as found:
         found.streams = []
-        yield found
-        for stream in found.streams:
-            await stream.aclose()
+        try:
+            yield found
+        finally:
+            for stream in found.streams:
+                stream.socket.close()
 
 
 async def llmctl(llmd, *words):
