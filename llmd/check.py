@@ -145,7 +145,16 @@ class _Check:
             f"keys     {keys if config.api_keys else 'none: every caller is an admin'}",
             f"state    {state_dir(self._env)}",
             f"runtime  {runtime_dir(self._env)}",
+            f"admin    {self._admin()}",
         ]
+
+    def _admin(self) -> str:
+        """Return where the admin socket is, and who may use it."""
+        server = self._config.server
+        group = f" and group {server.admin_group}" if server.admin_group else ""
+        readers = "; every local user may look" if server.admin_read_all else ""
+        path = socket_path(server.admin_socket, runtime_dir(self._env))
+        return f"{path}: for root, llmd's own user{group}{readers}"
 
     def _engine(self, engine: Engine | None) -> list[str]:
         if engine is None:

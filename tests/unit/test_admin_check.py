@@ -44,14 +44,24 @@ def check(models):
                 find=lambda _binary: engine,
                 memory_bytes=8 << 30,
             )
+            check.out = out.getvalue()
             return status, err.getvalue()
 
         check.folder = folder
         yield check
 
 
-def test_a_private_socket_is_nothing_to_speak_of(check):
+def test_a_private_socket_is_nothing_to_warn_of(check):
     assert check("") == (0, "")
+    socket = check.folder / "run" / "admin.sock"
+    assert f"admin    {socket}: for root, llmd's own user\n" in check.out
+
+
+@pytest.mark.skipif(not GROUP, reason="there is no group")
+def test_it_says_who_may_use_the_socket(check):
+    check(f'admin_group = "{GROUP}"\nadmin_read_all = true\nadmin_socket = "/run/x.sock"')
+    told = f"/run/x.sock: for root, llmd's own user and group {GROUP}; every local user may look"
+    assert told in check.out
 
 
 def test_a_group_that_does_not_exist_is_a_fault_with_its_line(check):
