@@ -79,8 +79,8 @@ def _queue(
             message += f"; try again in about {max(1, math.ceil(retry_after_s))} s"
         actions.append(Reject(item.id, refusal, message, retry_after_s))
         return False
-    # what waits here may decide whether this model may be made to go for another one
-    return not model.serving or waiting.oversized or len(state.queue.lines) > 1
+    # what waits here may decide whether this model may be made to go, for another or to reload
+    return not model.serving or model.line.oversized > 0 or len(state.queue.lines) > 1
 
 
 def _turned_away(

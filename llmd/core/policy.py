@@ -213,8 +213,8 @@ def _ready(
         state.generation += 1
     # before it is ready it still grows; later, a part of what it may grow by is in it
     if event.memory_bytes > 0 and before is not WorkerState.DRAINING:
-        model.memory_bytes = event.memory_bytes + model.info.reserve_bytes
-        model.memory_context = event.context_tokens
+        model.memory_bytes = model.base_bytes = event.memory_bytes + model.info.reserve_bytes
+        model.base_context = event.context_tokens
     if before not in (WorkerState.READY, WorkerState.DRAINING):
         model.ready_at = model.last_used = now
         model.barrier = NO_RANK
@@ -244,6 +244,7 @@ def _gone(
     """Take in that a worker is off or failed."""
     state.present.pop(model.name, None)
     model.slots = 0
+    model.memory_bytes = model.bytes_with(0)
     model.forget_progress()
     model.barrier = NO_RANK
     if before is not model.state:

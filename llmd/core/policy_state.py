@@ -107,8 +107,9 @@ class Model:
 
     Attributes:
         state, slots, context_tokens, reason, retry_at: As announced.
-        memory_bytes: What it holds, or would, with `memory_context` tokens: as announced, with
-            what it may grow by, else the catalog's estimate.
+        memory_bytes: What it holds, or would.
+        base_bytes, base_context: What it holds with so much context: as announced, with what it
+            may grow by, else the catalog's estimate; all else is reckoned from it.
         load_s: What a load costs: a moving average once measured, before that a guess that is
             good for comparing models and never told to anybody as a time.
         service_s, service_tokens: Moving averages of how long leases last, and of what they were
@@ -133,6 +134,8 @@ class Model:
     __slots__ = (
         "asked_context",
         "barrier",
+        "base_bytes",
+        "base_context",
         "context_got",
         "context_tokens",
         "displaced",
@@ -146,7 +149,6 @@ class Model:
         "load_s",
         "measured_load",
         "memory_bytes",
-        "memory_context",
         "name",
         "permanent",
         "progress",
@@ -177,7 +179,8 @@ class Model:
         self.asked_context = 0
         self.context_got = 0
         self.memory_bytes = info.memory_bytes
-        self.memory_context = info.context_tokens
+        self.base_bytes = info.memory_bytes
+        self.base_context = info.context_tokens
         self.reason = ""
         self.retry_at = 0.0
         self.permanent = False
@@ -256,11 +259,11 @@ class Model:
 
     def bytes_with(self, context_tokens: int) -> int:
         """Return what it would hold if it were loaded with at least so much context."""
-        if not self.memory_bytes:
+        if not self.base_bytes:
             return 0
         tokens = max(context_tokens, self.info.context_tokens)
-        grows = (tokens - self.memory_context) * self.info.bytes_per_token
-        return max(0, self.memory_bytes + int(grows))
+        grows = (tokens - self.base_context) * self.info.bytes_per_token
+        return max(0, self.base_bytes + int(grows))
 
     def resident_until(self, min_residency_sec: float) -> float:
         """Return until when it is safe from eviction by demand."""
@@ -332,8 +335,8 @@ class SchedulerState:
             return
         model.info = info
         if model.absent:
-            model.memory_bytes = info.memory_bytes
-            model.memory_context = info.context_tokens
+            model.memory_bytes = model.base_bytes = info.memory_bytes
+            model.base_context = info.context_tokens
         if not model.measured_load:
             model.load_s = _load_cost_s(info, self.settings.load_s)
 

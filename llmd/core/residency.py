@@ -328,13 +328,14 @@ def _advance_leaving(model: Model, leaving: Leaving, now: float, actions: list[A
 
 
 def _start_wanted(state: SchedulerState, name: str, now: float, actions: list[Action]) -> None:
-    model = state.models[name]
-    if not model.absent or any(missing(state, list(state.present.values()), model)):
+    model, want = state.models[name], state.wants[name]
+    # what is in memory now counts with what it holds now, also if it is to come back with less
+    held = (other.memory_bytes for other in state.present.values())
+    if not model.absent or any(shortfall(state.room, held, model.bytes_with(want.context_tokens))):
         return
-    want = state.wants.pop(name)
+    del state.wants[name]
     context = want.context_tokens
     model.memory_bytes = model.bytes_with(context)
-    model.memory_context = max(context, model.info.context_tokens)
     model.starting = True
     model.forget_progress()
     model.started_at = now

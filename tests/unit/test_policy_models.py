@@ -622,6 +622,34 @@ def test_who_is_turned_away_for_its_context_keeps_no_model_from_going():
     assert (5, "stop", "a") in kinds(box)
 
 
+def test_what_is_still_in_memory_counts_with_what_it_holds_although_it_comes_back_with_less():
+    infos = {"a": GROWS, "b": {"memory_bytes": 4}}
+    box = box_of(infos=infos, max_loaded=0, memory_bytes=10, min_residency_sec=0.0)
+    box.workers["a"].stop_s = 5.0
+    box.ask("large", "a", context=9000, service_s=1.0)
+    assert box.ended["large"].rejected  # 12 of 10
+    box.ask("large", "a", context=7000, service_s=1.0)
+    box.run(4)
+    box.post(UnloadRequested("a"))  # it holds 10 until it has ended
+    box.ask("b", "b")
+    box.post(SwitchRequested("a", add=True))  # and will hold 4
+    assert box.starts() == ["a"]
+    box.run(20)
+    assert box.starts() == ["a", "b", "a"] or box.starts() == ["a", "a", "b"]
+    assert box.workers["b"].state is WorkerState.READY
+
+
+def test_a_lower_class_that_comes_to_a_model_that_must_reload_decides_at_once():
+    box = box_of(infos={"a": {"context_max": 9000}}, workers={"a": FakeWorker(slots=1)}, ready="a")
+    box.run(6)
+    box.ask("high", "a", priority=HIGH, service_s=50.0)
+    box.ask("large", "a", context=9000)
+    box.ask("low", "a", priority=LOW)
+    before = len(box.log)
+    box.post(Tick())
+    assert box.log[before:] == []  # whatever follows from it has been done
+
+
 def test_a_switch_to_what_is_on_its_way_out_counts_what_it_will_hold_then():
     box = box_of(infos={"a": GROWS, "b": {"memory_bytes": 4}}, max_loaded=0, memory_bytes=10)
     box.workers["a"].context = 1000
