@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import ssl
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,8 @@ from llmd.admin.directory import examine
 from llmd.admin.peercred import Rights
 from llmd.admin.socketfile import socket_path
 from llmd.api.origin import listen_allowed
-from llmd.config import Config, Loaded, ModelConfig, runtime_dir, state_dir, survey
+from llmd.api.tls import server_context
+from llmd.config import Loaded, ModelConfig, runtime_dir, state_dir, survey
 from llmd.config.faults import dotted
 from llmd.config.locate import KeyPath
 from llmd.errors import ConfigError, LlmdError
@@ -108,7 +108,9 @@ class _Check:
     def run(self, find: FindEngine) -> list[str]:
         """Return the summary, a line each."""
         config = self._config
-        self._try(lambda: _tls(config))
+        if config.server.tls_key:  # else there is a fault already
+            server = config.server
+            self._try(lambda: server_context(server.tls_cert, server.tls_key))
         keys = bool(config.api_keys)
         allow_open = config.auth.allow_open
         self._try(lambda: listen_allowed(config.server.host, has_keys=keys, allow_open=allow_open))
@@ -302,22 +304,6 @@ def _sound(entries: Iterable[ModelConfig]) -> list[ModelConfig]:
         seen.update(name for name in (entry.name, *aliases) if name)
         found.append(msgspec.structs.replace(entry, aliases=aliases))
     return found
-
-
-def _tls(config: Config) -> None:
-    """Load the certificate as the daemon will.
-
-    Raises:
-        ConfigError: It cannot be loaded.
-    """
-    if config.server.tls_cert and config.server.tls_key:
-        try:
-            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            context.load_cert_chain(config.server.tls_cert, config.server.tls_key)
-        except OSError as error:
-            raise ConfigError(
-                [f"server.tls_cert, server.tls_key: cannot be loaded: {error}"]
-            ) from error
 
 
 def _cache_words(mib: int) -> str:

@@ -121,9 +121,28 @@ def _serve(options: argparse.Namespace) -> int:
     from llmd.config import load
 
     loaded = load(options.config, env=os.environ, overrides=_overrides(options))
+    count = len(options.model)
+    given = [model.path for model in loaded.config.models[-count:]] if count else []
+    faults = [fault for path in given if path for fault in _unreadable(Path(path), "--model")]
+    if options.models_dir:
+        faults += _unreadable(Path(loaded.config.llama.models_dir), "--models-dir")
+    if faults:
+        raise ConfigError(faults)
     from llmd.programs import run_serve
 
     return run_serve(loaded)
+
+
+def _unreadable(path: Path, flag: str) -> list[str]:
+    """Return why what a flag names cannot be used, so that nobody waits for it in vain."""
+    wanted = "directory" if flag == "--models-dir" else "file"
+    if not path.exists():
+        return [f"command line: {flag}: {path} does not exist"]
+    if not (path.is_dir() if wanted == "directory" else path.is_file()):
+        return [f"command line: {flag}: {path} is no {wanted}"]
+    if not os.access(path, os.R_OK | (os.X_OK if wanted == "directory" else 0)):
+        return [f"command line: {flag}: {path} cannot be read: Permission denied"]
+    return []
 
 
 def _overrides(options: argparse.Namespace) -> Mapping[str, Any]:
@@ -136,12 +155,13 @@ def _overrides(options: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    from llmd.config import load_variables
+
+    flags = {"server.host": options.host, "server.port": options.port, "llama.models_dir": ""}
+    loaded = load_variables(env=os.environ, overrides=flags)
     from llmd.programs import run_demo
 
-    return run_demo(
-        host="127.0.0.1" if options.host is None else options.host,
-        port=7860 if options.port is None else options.port,
-    )
+    return run_demo(loaded)
 
 
 def _init(options: argparse.Namespace) -> int:

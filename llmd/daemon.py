@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import signal
-import ssl
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from llmd.api.routes import health
 from llmd.api.schema import SchemaLimits
 from llmd.api.server import HttpServer
 from llmd.api.services import Services
+from llmd.api.tls import server_context
 from llmd.config import Config
 from llmd.config.places import runtime_dir
 from llmd.core import policy
@@ -167,7 +167,7 @@ class Daemon:
         self.admin = self._admin_server(runtime)
         self.http = HttpServer(
             build_app(self.services),
-            tls=_tls_context(config),
+            tls=server_context(config.server.tls_cert, config.server.tls_key),
             max_connections=config.server.max_connections,
             header_timeout_s=config.server.header_timeout_sec,
             send_timeout_s=config.server.send_timeout_sec,
@@ -255,6 +255,8 @@ class Daemon:
             )
         for warning in (*self.engine.warnings, *self.catalog.faults, *self.catalog.warnings):
             log(_log, warning, logging.WARNING)
+        if all(model.fault for model in self.catalog.models):
+            log(_log, self._nothing_to_serve(), logging.ERROR)
         log(
             _log,
             "listening",
@@ -262,6 +264,15 @@ class Daemon:
             engine=self.engine.kind.value,
             llama_server=self.engine.version,
             models=len(self.catalog.models),
+        )
+
+    def _nothing_to_serve(self) -> str:
+        if self.catalog.models:
+            return "no model can be served: each has a fault; mend it and start llmd again"
+        folder = self.config.llama.models_dir
+        return (
+            f"no model can be served: there is no GGUF file in {folder}, and it is looked through "
+            "at the start only; put some there and start llmd again"
         )
 
     async def _preload(self) -> None:
@@ -374,20 +385,6 @@ async def _watchdog(notify: sdnotify.Notifier) -> None:
 def _crashed(error: BaseException) -> None:
     log(_log, "a request crashed; this is a fault in llmd", logging.ERROR)
     _log.error("traceback", exc_info=error)
-
-
-def _tls_context(config: Config) -> ssl.SSLContext | None:
-    if not config.server.tls_cert:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(config.server.tls_cert, config.server.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            [f"server.tls_cert, server.tls_key: cannot be loaded: {error}"]
-        ) from error
-    context.set_alpn_protocols(["http/1.1"])
-    return context
 
 
 _LAST_WORDS_S = 2.0  # for the errors that requests cut by the shutdown still get

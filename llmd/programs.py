@@ -10,9 +10,10 @@ import subprocess
 import sys
 from functools import partial
 
+import msgspec
 import trio
 
-from llmd.config import Config, Loaded, ModelConfig, Server
+from llmd.config import Loaded, ModelConfig
 from llmd.config.places import state_dir
 from llmd.daemon import Bound, serve
 from llmd.errors import ConfigError
@@ -35,8 +36,15 @@ def run_serve(loaded: Loaded) -> int:
     return 0
 
 
-def run_demo(*, host: str, port: int) -> int:
-    """Run `llmd demo`: two tiny models, written here, and what to try with them."""
+def run_demo(loaded: Loaded) -> int:
+    """Run `llmd demo`: two tiny models, written here, and what to try with them.
+
+    Args:
+        loaded: All settings but the models.
+
+    Raises:
+        ConfigError: The models cannot be written, or what is configured cannot be served.
+    """
     directory = state_dir(os.environ) / "demo"
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -49,8 +57,8 @@ def run_demo(*, host: str, port: int) -> int:
     )
     if written.returncode:
         raise ConfigError([f"the demo models could not be written to {directory}"])
-    config = Config(
-        server=Server(host=host, port=port),
+    config = msgspec.structs.replace(
+        loaded.config,
         # one thread: two that wait for each other by spinning starve a small box
         models=tuple(
             ModelConfig(name=name, path=str(directory / f"{name}.gguf"), threads=1)

@@ -6,7 +6,7 @@ cannot say, `locate.py` the lines of a TOML file, `places.py` where files belong
 
 from __future__ import annotations
 
-from llmd.config.load import Loaded, Survey, load, survey
+from llmd.config.load import Loaded, Survey, load, load_variables, survey
 from llmd.config.places import find_config, runtime_dir, state_dir, user_config
 from llmd.config.schema import (
     NOT_YET,
@@ -46,6 +46,7 @@ __all__ = [
     "WorkerSettings",
     "find_config",
     "load",
+    "load_variables",
     "runtime_dir",
     "state_dir",
     "survey",

@@ -99,6 +99,20 @@ def load(
     return found.loaded
 
 
+def load_variables(
+    *, env: Mapping[str, str], overrides: Mapping[str, Any] = _NO_OVERRIDES
+) -> Loaded:
+    """Do as `load` without any file, for who has settings of his own: variables and flags count.
+
+    Raises:
+        ConfigError: With every fault there is.
+    """
+    found = _survey(_Source(file=None), env, overrides)
+    if found.faults or found.loaded is None:
+        raise ConfigError(list(found.faults))
+    return found.loaded
+
+
 def survey(
     path: Path | None = None,
     *,
@@ -106,7 +120,10 @@ def survey(
     overrides: Mapping[str, Any] = _NO_OVERRIDES,
 ) -> Survey:
     """Read the settings as `load` does, for who wants to look further although there are faults."""
-    source = _read(find_config(path, env))
+    return _survey(_read(find_config(path, env)), env, overrides)
+
+
+def _survey(source: _Source, env: Mapping[str, str], overrides: Mapping[str, Any]) -> Survey:
     faults = Faults(source.file, source.lines)
     if source.problem:
         faults.add_file(source.problem_line, source.problem)

@@ -36,8 +36,8 @@ def daemon(monkeypatch):
         module.calls.append(loaded)
         return 0
 
-    def run_demo(*, host, port):
-        module.calls.append((host, port))
+    def run_demo(loaded):
+        module.calls.append(loaded)
         return 0
 
     module.run_serve, module.run_demo = run_serve, run_demo
@@ -48,6 +48,8 @@ def daemon(monkeypatch):
 def test_serve_takes_the_flags_over_the_config(daemon, tmp_path):
     file = tmp_path / "my.toml"
     file.write_text("[server]\nport = 1\nhost = '::1'\n[[models]]\npath = '/m/first.gguf'\n")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "x.gguf").touch()
     words = ["serve", "--config", str(file), "--port", "9", "--models-dir", "d"]
     assert main([*words, "--model", "x.gguf", "--model", "hf:org/Repo:Q4_0"]) == 0
     (loaded,) = daemon.calls
@@ -82,15 +84,54 @@ def test_demo_says_where_it_cannot_write(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "address"),
+    ("words", "env", "address"),
     [
-        ([], ("127.0.0.1", 7860)),
-        (["--host", "::1", "--port", "0"], ("::1", 0)),
+        ([], {}, ("127.0.0.1", 7860)),
+        (["--host", "::1", "--port", "0"], {}, ("::1", 0)),
+        ([], {"PORT": "9001", "HOST": "127.0.0.2"}, ("127.0.0.2", 9001)),
+        (["--port", "0"], {"PORT": "9001", "HOST": "127.0.0.2"}, ("127.0.0.2", 0)),
     ],
 )
-def test_demo_passes_its_address_on(daemon, words, address):
+def test_demo_takes_variables_and_flags_over_them(daemon, monkeypatch, words, env, address):
+    for key, value in env.items():
+        monkeypatch.setenv(f"LLMD_SERVER_{key}", value)
+    monkeypatch.setenv("LLMD_QUEUE_MAX_SIZE", "42")
+    monkeypatch.setenv("LLMD_LLAMA_MODELS_DIR", "/models")
+    Path("config.toml").write_text("[server]\nport = 1\n")  # the demo has no config
     assert main(["demo", *words]) == 0
-    assert daemon.calls == [address]
+    (loaded,) = daemon.calls
+    assert (loaded.config.server.host, loaded.config.server.port) == address
+    assert loaded.config.queue.max_size == 42
+    assert loaded.config.llama.models_dir == ""
+
+
+def test_demo_refuses_faulty_variables(daemon, monkeypatch, capsys):
+    monkeypatch.setenv("LLMD_SERVER_PORT", "many")
+    assert main(["demo"]) == 1
+    assert "LLMD_SERVER_PORT: server.port" in capsys.readouterr().err
+    assert not daemon.calls
+
+
+def test_serve_refuses_paths_on_the_command_line_that_cannot_be(daemon, tmp_path, capsys):
+    (tmp_path / "here.gguf").touch()
+    words = ["--model", "gone.gguf", "--model", str(tmp_path), "--model", "here.gguf"]
+    assert main(["serve", *words, "--model", "hf:org/Repo:Q4_0", "--models-dir", "nowhere"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"llmd: command line: --model: {tmp_path}/gone.gguf does not exist",
+        f"llmd: command line: --model: {tmp_path} is no file",
+        f"llmd: command line: --models-dir: {tmp_path}/nowhere does not exist",
+    ]
+    assert main(["serve", "--models-dir", "here.gguf"]) == 1
+    assert "here.gguf is no directory" in capsys.readouterr().err
+    assert not daemon.calls
+
+
+def test_serve_lets_the_configs_own_paths_be(daemon, tmp_path):
+    """A disk that is not mounted yet costs one model, and the log says so."""
+    file = tmp_path / "my.toml"
+    file.write_text("[llama]\nmodels_dir = '/gone'\n[[models]]\npath = '/gone/too.gguf'\n")
+    assert main(["serve", "--config", str(file)]) == 0
+    assert len(daemon.calls) == 1
 
 
 def test_engine_hands_every_flag_on(monkeypatch):

@@ -96,7 +96,8 @@ def test_every_fault_of_every_room_comes_with_its_line(check):
     )
     assert checked.status == 1
     starts = [
-        "llmd: 3: server.tls_cert, server.tls_key: cannot be loaded",
+        "llmd: 3: server.tls_cert: /nope.pem cannot be read: No such file or directory",
+        "llmd: 4: server.tls_key: /nope.key cannot be read: No such file or directory",
         'llmd: 2: server.host: "0.0.0.0" can be reached',
         "llmd: 15: models.qwen2.5: /gone/qwen2.5.gguf: No such file",
         'llmd: 6: scheduler.default_model: "dmeo-small" is no model',
