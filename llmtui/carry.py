@@ -11,7 +11,7 @@ from llmd.admin import protocol as p
 from llmtui import answers
 from llmtui.form import span
 from llmtui.rows import Line
-from llmtui.screens.cancel import Confirm
+from llmtui.screens.confirm import Confirm
 from llmtui.screens.desk import Desk
 from llmtui.screens.flow import told
 from llmtui.state import RUNNING, State

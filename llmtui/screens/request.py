@@ -15,7 +15,8 @@ from llmd.admin.calls import AdminError, Refused
 from llmd.admin.framing import clean
 from llmtui.form import fit
 from llmtui.rows import Line
-from llmtui.screens.cancel import Cancel, command_lines
+from llmtui.screens.cancel import Cancel
+from llmtui.screens.confirm import command_lines
 from llmtui.screens.desk import Desk
 from llmtui.screens.flow import LABEL, told
 from llmtui.screens.loglines import level_of

@@ -12,7 +12,7 @@ from llmd.admin import protocol as p
 from llmd.admin.calls import AdminError, Refused
 from llmd.admin.framing import clean
 from llmtui.rows import Line
-from llmtui.screens.cancel import Confirm
+from llmtui.screens.confirm import Confirm
 from llmtui.screens.desk import Desk
 from llmtui.screens.flow import told
 from llmtui.screens.plan import (

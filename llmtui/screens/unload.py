@@ -16,7 +16,7 @@ from llmd.admin.calls import AdminError, Refused
 from llmd.admin.framing import clean
 from llmtui.form import size, span
 from llmtui.rows import Line
-from llmtui.screens.cancel import Confirm
+from llmtui.screens.confirm import Confirm
 from llmtui.screens.desk import Desk
 from llmtui.screens.flow import labelled, told
 from llmtui.screens.window import Hint

@@ -12,7 +12,7 @@ from llmd.admin import protocol as p
 from llmd.admin.framing import clean
 from llmtui.form import bar, count, size, span
 from llmtui.rows import Line, Look, load_progress, short_id
-from llmtui.screens.cancel import command_lines
+from llmtui.screens.confirm import command_lines
 from llmtui.screens.desk import Desk
 from llmtui.screens.flow import labelled, told
 from llmtui.screens.logs import Logs
