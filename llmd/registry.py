@@ -23,6 +23,9 @@ _CLIENT_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 GONE = 499
 """The status of a request whose client left before it got one."""
 
+WORKER_ERROR = "worker_error"
+"""The code, in records and metrics only, of what the worker itself refused or failed at."""
+
 
 class Handle:
     """A request on its way: its record, and the scope that ends it.
@@ -34,9 +37,10 @@ class Handle:
         by: Who ended it, where that was a person.
         settle: Set once the key's limits were charged: called once at the end with the tokens
             really used, or None when the request cost nothing.
+        worker_status: The status of an error that the worker itself answered, 0 without one.
     """
 
-    __slots__ = ("_closed", "by", "cause", "record", "scope", "settle")
+    __slots__ = ("_closed", "by", "cause", "record", "scope", "settle", "worker_status")
 
     def __init__(self, record: RequestRecord, scope: trio.CancelScope) -> None:
         self.record = record
@@ -44,6 +48,7 @@ class Handle:
         self.cause: CancelCause | None = None
         self.by = ""
         self.settle: Callable[[int | None], None] | None = None
+        self.worker_status = 0
         self._closed: trio.Event | None = None  # made by the first who waits: few are waited for
 
     async def closed(self) -> None:
@@ -103,11 +108,15 @@ class Handle:
             status: The HTTP status that was sent when there is no error; 0 when nothing was.
             now: Monotonic seconds.
         """
+        failed = error.status if error else self.worker_status
+        code, reason = (error.code, error.message) if error else ("", "")
+        if error is None and failed:
+            code, reason = WORKER_ERROR, f"the model's worker itself answered {failed}"
         if self.cause is not None:
             state = _CAUSED.get(self.cause, RequestState.CANCELLED)
-        elif error is None:
+        elif not failed:
             state = RequestState.DONE
-        elif self.record.granted_at is None:
+        elif self.record.granted_at is None or failed < 500:
             state = RequestState.REFUSED
         else:
             state = RequestState.FAILED
@@ -115,8 +124,8 @@ class Handle:
             state,
             now,
             status=error.status if error else status or GONE,
-            code=error.code if error else "",
-            reason=error.message if error else "",
+            code=code,
+            reason=reason,
             cause=self.cause,
             by=self.by,
         )

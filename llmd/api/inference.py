@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
 
 import trio
 
@@ -17,20 +16,18 @@ from llmd.api import schema
 from llmd.api.answer import JSON, Answer
 from llmd.api.asgi import CONNECTION, Json, Receive, Send
 from llmd.api.assemble import Assembler, WorkerError
-from llmd.api.auth import Principal
 from llmd.api.body import read_body
 from llmd.api.connection import Connection
-from llmd.api.counting import count_prompt
+from llmd.api.fit import Call, expect_fit, prompt_size
 from llmd.api.gate import header, wanted_priority
 from llmd.api.relay import Relay
-from llmd.api.schema.kinds import Prompt
 from llmd.api.schema.parsed import ONE_BATCH_BYTES
 from llmd.api.services import Services
 from llmd.api.sse import Usage
 from llmd.core.events import Queued, Rule, Why
 from llmd.core.ratelimit import Denied
 from llmd.core.record import CancelCause
-from llmd.core.tokens import Estimate, PromptSize
+from llmd.core.tokens import Estimate
 from llmd.models.catalog import CatalogModel
 from llmd.registry import Handle
 from llmd.scheduler import Lease
@@ -41,18 +38,6 @@ from llmd.workers.worker import Worker
 _log = logging.getLogger("llmd")
 _NOTICE_S = 1.0
 _MAX_TRIES = 2  # a request that was present at two deaths of workers is not tried again
-
-
-@dataclass(slots=True)
-class _Call:
-    """What is known of one request once it is admitted."""
-
-    handle: Handle
-    answer: Answer
-    principal: Principal
-    parsed: schema.ParsedRequest
-    model: CatalogModel
-    estimate: Estimate
 
 
 class Inference:
@@ -127,12 +112,13 @@ class Inference:
             raise errors.StreamingDisabled(
                 "streaming is disabled on this server; send stream=false", param="stream"
             )
-        call = _Call(handle, answer, principal, parsed, model, self._estimate(parsed, model))
-        await self._fit(call, worker=services.serving(model.name))
+        call = Call(handle, answer, principal, parsed, model, self._estimate(parsed, model))
+        await expect_fit(call, services, services.serving(model.name))
         self._limit(call)
         try:
             await self._serve(call)
         except WorkerError as said:
+            handle.worker_status = said.status
             await answer.whole(said.status, [JSON], said.body)
 
     # --- before the queue -------------------------------------------------------------------
@@ -146,62 +132,7 @@ class Inference:
             context_tokens=self._services.context_tokens(model),
         )
 
-    async def _fit(self, call: _Call, worker: Worker | None) -> None:
-        """Refuse what can never fit; a refusal is decided by the worker's own count, if it is up.
-
-        Raises:
-            ContextLengthExceeded: Prompt and `max_tokens` are more than the context can be.
-            InvalidRequest: They are more than `limits.max_tokens_per_request`.
-        """
-        services, parsed = self._services, call.parsed
-        limit = services.config.limits.max_tokens_per_request
-        context = services.fleet.largest_context(call.model)
-        over = (context and call.estimate.context_tokens > context) or (
-            limit and call.estimate.total_tokens > limit
-        )
-        if not over:
-            return
-        if worker is not None and worker.upstream is not None:
-            counted = await count_prompt(worker.upstream, parsed)
-            if counted is not None:
-                call.estimate = services.estimator.counted(
-                    counted,
-                    prompt_size(parsed),
-                    max_tokens=parsed.max_tokens,
-                    n=parsed.choices,
-                    context_tokens=services.context_tokens(call.model),
-                )
-        elif not self._hopeless(call, context, limit):
-            return  # an estimate alone refuses nothing that might fit: it is checked once granted
-        estimate = call.estimate
-        if context and estimate.context_tokens > context:
-            raise errors.ContextLengthExceeded(
-                f"the model's context is {context} tokens, and this request needs "
-                f"{estimate.context_tokens}: {estimate.prompt_tokens} of prompt and "
-                f"{estimate.completion_tokens} of completion; shorten the messages or lower "
-                "max_tokens",
-                param=parsed.kind.prompt.value,
-            )
-        if limit and estimate.total_tokens > limit:
-            raise errors.InvalidRequest(
-                f"this request may use {estimate.total_tokens} tokens, and one request may use "
-                f"{limit} (limits.max_tokens_per_request); shorten it or lower max_tokens",
-                param="max_tokens",
-            )
-
-    @staticmethod
-    def _hopeless(call: _Call, context: int, limit: int) -> bool:
-        """Tell whether a request is too large even if the estimate is four times too high.
-
-        No model is loaded, and no other one unloaded, only to refuse it then.
-        """
-        wanted = max(call.parsed.max_tokens or 0, 0)
-        prompt = call.estimate.prompt_tokens // 4
-        if context and prompt + wanted > context:
-            return True
-        return 0 < limit < prompt + wanted * call.estimate.sequences
-
-    def _limit(self, call: _Call) -> None:
+    def _limit(self, call: Call) -> None:
         """Charge the key's buckets, and have the answer say what is left.
 
         Raises:
@@ -226,7 +157,7 @@ class Inference:
             )
         call.handle.settle = lambda used: self._settle(call, tokens, used)
 
-    def _settle(self, call: _Call, charged: int, used: int | None) -> None:
+    def _settle(self, call: Call, charged: int, used: int | None) -> None:
         account, now = call.principal.account, trio.current_time()
         if used is None:
             self._services.limiter.refund(account, charged, now)
@@ -235,8 +166,8 @@ class Inference:
 
     # --- queue, lease and relay -------------------------------------------------------------
 
-    async def _serve(self, call: _Call) -> None:
-        """Wait for a lease and relay; once more if the worker died before the first byte."""
+    async def _serve(self, call: Call) -> None:
+        """Wait for a lease and relay; once more if the worker died before the client had a byte."""
         item = self._item(call)
         tries = first = 1 if self._services.config.scheduler.retry_on_worker_death else _MAX_TRIES
         while True:
@@ -244,7 +175,8 @@ class Inference:
                 await self._try(call, item, again=tries > first)
             except errors.WorkerDied as died:
                 await self._until_noticed(call.model.name, call.handle.record.worker_pid)
-                if call.handle.record.first_byte_at is not None or tries >= _MAX_TRIES:
+                begun = call.answer.started and call.handle.record.first_byte_at is not None
+                if begun or tries >= _MAX_TRIES:
                     raise errors.BadWorkerResponse(self._what_broke(call, died)) from died
                 self._tell_retry(call, self._what_broke(call, died))
                 tries += 1
@@ -252,12 +184,12 @@ class Inference:
             return
 
     @staticmethod
-    def _tell_retry(call: _Call, what: str) -> None:
+    def _tell_retry(call: Call, what: str) -> None:
         """Have the request's story say why it waits once more."""
         now, model = trio.current_time(), call.model.name
         call.handle.record.story += (Why(now, Rule.WORKER_DIED, (model,), detail=what),)
 
-    def _what_broke(self, call: _Call, died: errors.WorkerDied) -> str:
+    def _what_broke(self, call: Call, died: errors.WorkerDied) -> str:
         """Say what ended a request: its worker, or only its connection to it."""
         pid = call.handle.record.worker_pid
         serving = self._services.serving(call.model.name)
@@ -285,7 +217,7 @@ class Inference:
                 worker.suspect("a connection broke before the answer")
                 await self._services.scheduler.moved()
 
-    async def _try(self, call: _Call, item: Queued, *, again: bool) -> None:
+    async def _try(self, call: Call, item: Queued, *, again: bool) -> None:
         """Hold one lease from its place in the queue to its end."""
         services, record = self._services, call.handle.record
         worker: Worker | None = None
@@ -300,7 +232,7 @@ class Inference:
                 try:
                     if worker is None or upstream is None:
                         raise errors.WorkerDied("the worker has just gone", answered=False)
-                    await self._fit(call, worker)
+                    await expect_fit(call, services, worker)
                     usage = await self._exchange(call, worker, upstream)
                     self._learn(call, usage)
                 except errors.WorkerStalled as stalled:
@@ -322,13 +254,13 @@ class Inference:
                     may_restart=call.parsed.kind.generates,
                 )
 
-    async def _wait(self, call: _Call, lease: Lease) -> None:
+    async def _wait(self, call: Call, lease: Lease) -> None:
         """Wait for the grant, telling a streaming client why it takes long."""
         keepalive_s = self._keepalive_s if call.parsed.stream else math.inf
         while not await lease.wait(keepalive_s):
             await call.answer.comment(waiting(lease))
 
-    async def _exchange(self, call: _Call, worker: Worker, upstream: Upstream) -> Usage:
+    async def _exchange(self, call: Call, worker: Worker, upstream: Upstream) -> Usage:
         """Relay between client and worker."""
         parsed, record = call.parsed, call.handle.record
         relay = Relay(
@@ -345,11 +277,13 @@ class Inference:
         body = parsed.upstream_body(force_stream=gather)
         if (gather or parsed.stream) and parsed.prompt_bytes > ONE_BATCH_BYTES:
             body, relay.drop_progress = with_progress(body)
-        return await relay.exchange(
+        usage = await relay.exchange(
             parsed.kind.path.encode(), body, Assembler(parsed.kind) if gather else None
         )
+        call.handle.worker_status = relay.worker_status
+        return usage
 
-    def _item(self, call: _Call) -> Queued:
+    def _item(self, call: Call) -> Queued:
         principal, record = call.principal, call.handle.record
         return Queued(
             id=record.id,
@@ -368,7 +302,7 @@ class Inference:
 
     # --- after it ---------------------------------------------------------------------------
 
-    def _learn(self, call: _Call, usage: Usage) -> None:
+    def _learn(self, call: Call, usage: Usage) -> None:
         record = call.handle.record
         record.prompt_tokens = usage.prompt_tokens
         record.completion_tokens = usage.completion_tokens
@@ -402,16 +336,6 @@ def with_progress(body: bytes) -> tuple[bytes, bool]:
         return body, False
     end = body.rindex(b"}")
     return body[:end] + b',"return_progress":true}', True
-
-
-def prompt_size(parsed: schema.ParsedRequest) -> PromptSize:
-    """Return what is known of a request's prompts before anything is tokenized."""
-    return PromptSize(
-        text_bytes=parsed.prompt_bytes,
-        messages=parsed.messages if parsed.kind.prompt is Prompt.MESSAGES else 0,
-        images=parsed.images,
-        prompts=parsed.prompts,
-    )
 
 
 def waiting(lease: Lease) -> str:

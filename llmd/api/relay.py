@@ -43,6 +43,7 @@ class Relay:
 
     Attributes:
         drop_progress: The client did not ask for the prompt's progress: keep it from it.
+        worker_status: The status of an error that the worker itself answered, 0 without one.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Relay:
         self._suspect = suspect
         self._suspected = False
         self.drop_progress = False
+        self.worker_status = 0
         self._heard = self._told = self._checked = 0.0
         self._pause_s = 0.0
         self._unsent: bytes | None = b""
@@ -163,6 +165,8 @@ class Relay:
                 await self._more(response, events)
         if not splitter.finished:
             raise BadWorkerResponse("the worker's stream ended before its end")
+        if splitter.failed:
+            self.worker_status = 500
         await self._answer.end()
         return splitter.usage()
 
@@ -283,6 +287,8 @@ class Relay:
             parts.append(data)
         body = b"".join(parts)
         self._record.first_byte(self._heard)
+        if response.status >= 400:
+            self.worker_status = response.status
         if not self._answer.started:
             await self._answer.whole(response.status, passed_on(response.headers), body)
         else:  # comments have gone: the error can only be an event

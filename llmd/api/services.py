@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass, field
 
@@ -78,7 +79,10 @@ class Services:
         if model is None and (not name or self.config.scheduler.unknown_model == "default"):
             model = self.default_model()
         if model is None:
-            known = ", ".join(m.name for m in self.catalog.models[:10])
+            allowed = (
+                m.name for m in self.catalog.models if may_use_model(principal, m.name, m.aliases)
+            )
+            known = ", ".join(itertools.islice(allowed, 10))
             raise errors.ModelNotFound(
                 f"the model {name[:200]!r} does not exist; known: {known or 'none'}"
                 if name

@@ -81,9 +81,9 @@ _NOT_DONE = REQUEST_ENDS - {_R.DONE}
 REQUEST_MOVES: Mapping[RequestState, frozenset[RequestState]] = {
     _R.RECEIVED: frozenset({_R.QUEUED, _R.PREFILL}) | REQUEST_ENDS,
     _R.QUEUED: frozenset({_R.PREFILL}) | _NOT_DONE,
-    # back to queued: the worker died before the first byte and the request is retried once
+    # back to queued: the worker died before the client had a byte and the request is retried once
     _R.PREFILL: frozenset({_R.DECODE, _R.QUEUED}) | REQUEST_ENDS,
-    _R.DECODE: REQUEST_ENDS,
+    _R.DECODE: frozenset({_R.QUEUED}) | REQUEST_ENDS,
     **dict.fromkeys(REQUEST_ENDS, frozenset()),
 }
 

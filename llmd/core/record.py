@@ -164,7 +164,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
 
     def enqueue(self, now: float) -> None:
         """Let it wait for a lease: the first time, or again after its worker died."""
-        retry = self.state is RequestState.PREFILL
+        retry = self.state in (RequestState.PREFILL, RequestState.DECODE)
         self.state = move(REQUEST_MOVES, self.state, RequestState.QUEUED)
         self.queued_at = now
         self.retries += retry
@@ -178,6 +178,8 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
         self.worker_pid = worker_pid
         self.prefill_tokens = self.prefill_total_tokens = 0  # of a worker that has died since
         self.completion_id = ""
+        self.first_byte_at = None
+        self.events = 0
 
     def prefill(self, done_tokens: int, total_tokens: int, cached_tokens: int) -> None:
         """Note how much of its prompt the worker has read.

@@ -28,6 +28,7 @@ _MIN_TOKENS_PER_BYTE = 1 / 32
 _MAX_TOKENS_PER_BYTE = 2.0
 _MAX_OVERHEAD_TOKENS = 4096.0
 _SCALE_BYTES = 400.0  # a prompt this long blames overhead and rate in equal parts
+_UNSURE = 4.0  # how far the length of a text may mislead about its tokens
 _STEP = 0.2  # share of an error that one measurement corrects, once there were a few
 
 
@@ -100,6 +101,10 @@ class Calibration:
     def prompt_tokens(self, size: PromptSize) -> int:
         """Return the estimate for all prompts of a request together; at least 1."""
         return max(1, round(self._fixed(size) + self._learned(size)))
+
+    def most_prompt_tokens(self, size: PromptSize) -> int:
+        """Return how many tokens the prompts may really have, if the text is an unusual one."""
+        return max(1, round(self._fixed(size) + _UNSURE * self._learned(size)))
 
     def observe(self, size: PromptSize, measured_tokens: int) -> None:
         """Learn from what the worker counted.

@@ -65,6 +65,7 @@ class _Connection:
 
     def parse(self, data: bytes) -> None:
         """Take what came; what is wrong with it is left in `failure`."""
+        self.between_chunks = False
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -74,6 +75,8 @@ class _Connection:
                 self.failure = error.__context__
             else:
                 self.failure = BadWorkerResponse("the worker's answer is no HTTP")
+        if not data.endswith(b"\r\n"):  # the head of the next chunk has begun
+            self.between_chunks = False
 
     # callbacks of httptools
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -88,8 +91,10 @@ class _Connection:
         if not self.started:
             self.headers.clear()
 
-    def on_body(self, data: bytes) -> None:
+    def on_chunk_header(self) -> None:
         self.between_chunks = False
+
+    def on_body(self, data: bytes) -> None:
         self.body.append(data)
 
     def on_chunk_complete(self) -> None:

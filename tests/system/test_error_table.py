@@ -163,7 +163,7 @@ TABLE = {
         "messages",
         groups={"limits": {"max_messages": 2}},
     ),
-    "context": Row(400, INVALID, "context_length_exceeded", asks(max_tokens=9999), "messages"),
+    "context": Row(400, INVALID, "context_length_exceeded", asks(max_tokens=9999), "max_tokens"),
     "no key": Row(401, INVALID, "invalid_api_key", calls("POST", CHAT, {}, key="")),
     "wrong key": Row(401, INVALID, "invalid_api_key", asks("sk-wrong")),
     "expired key": Row(401, INVALID, "invalid_api_key", asks("sk-expired")),

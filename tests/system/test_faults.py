@@ -470,3 +470,29 @@ async def test_a_fault_in_llmd_costs_one_request_and_says_so(fake, monkeypatch):
     assert "made by the test" not in answer.body.decode()
     assert (await fake.chat()).status == 200
     fake.assert_nothing_left()
+
+
+async def test_a_plain_request_whose_worker_dies_while_it_generates_is_tried_again(fake):
+    """Its client has had no byte yet, however many tokens the worker had made."""
+    await fake.chat()
+    client = await fake.open_chat("[[token 0.05]]", max_tokens=10)
+    await fake.until(lambda: any(handle.record.events > 2 for handle in fake.handles()))
+    os.kill(fake.worker(NAME).upstream.pid, signal.SIGKILL)
+    got = b""
+    while b"completion_tokens" not in got:
+        got += await client.receive_some(1000)
+    await client.aclose()
+    await fake.until(lambda: not fake.handles())
+    assert got.startswith(b"HTTP/1.1 200")
+    record = fake.last()
+    assert (record.state.value, record.retries, record.completion_tokens) == ("done", 1, 10)
+    fake.assert_nothing_left()
+
+
+async def test_what_the_worker_itself_refuses_is_not_done(fake):
+    assert (await fake.chat("[[status 400]]")).status == 400
+    assert (fake.last().state.value, fake.last().code) == ("refused", "worker_error")
+    assert (await fake.chat("[[status 501]]")).status == 501
+    assert (fake.last().state.value, fake.last().code) == ("failed", "worker_error")
+    assert (await fake.chat("[[status 400]]", stream=True)).status == 400
+    assert fake.last().state.value == "refused"

@@ -256,3 +256,24 @@ async def test_openais_client_lists_models_and_reads_our_errors(llmd):
             assert refused.value.code == "invalid_api_key"
 
     await trio.to_thread.run_sync(ask)
+
+
+@pytest.mark.parametrize(
+    ("words", "max_tokens", "param"),
+    [(250, 10, "messages"), (150, 400, "messages"), (10, 1020, "max_tokens"), (100, 400, "")],
+)
+async def test_what_cannot_fit_is_refused_by_an_exact_count_and_never_cut(
+    llmd, words, max_tokens, param
+):
+    """The text has five tokens a word, far more than any estimate from its length."""
+    model = {"model": "demo-small", "ignore_eos": True}
+    assert (await llmd.chat("warm", max_tokens=1, **model)).status == 200
+    got = await llmd.chat("word " * words, max_tokens=max_tokens, **model)
+    if param:
+        error = json.loads(got.body)["error"]
+        assert (got.status, error["code"]) == (400, "context_length_exceeded")
+        assert error["param"] == param
+        assert llmd.last().state.value == "refused"
+    else:
+        assert got.status == 200, got.body
+        assert json.loads(got.body)["usage"]["completion_tokens"] == max_tokens
