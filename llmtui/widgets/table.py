@@ -35,7 +35,7 @@ class Table(Sparing, ScrollView, can_focus=True):
             self.key = key
 
     class Fitted(Message):
-        """The table has got another size, so another number of rows is hidden."""
+        """The table was scrolled or got another size: another number of rows is hidden."""
 
     def __init__(
         self,
@@ -123,6 +123,11 @@ class Table(Sparing, ScrollView, can_focus=True):
         """Fit the scroll bar, and keep the cursor in sight."""
         self._sized()
         self._reveal(self.cursor)
+        self.post_message(self.Fitted())
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """Tell that other rows are seen."""
+        super().watch_scroll_y(old_value, new_value)
         self.post_message(self.Fitted())
 
     def on_click(self, event: events.Click) -> None:

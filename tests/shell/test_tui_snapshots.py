@@ -99,7 +99,7 @@ class Reader(Demo):
 class Case:
     """A screen: what it is fed by, what is pressed, and what it must tell.
 
-    `tells` holds for every size; `wide` where there is room.
+    `tells` holds for every size, `wide` where there is room; `lacks` is nowhere.
     """
 
     name: str
@@ -108,6 +108,7 @@ class Case:
     make: type[Demo] = Demo
     press: tuple[str, ...] = ()
     live: bool = True
+    lacks: str = "Traceback"
 
     def __str__(self):
         return self.name
@@ -136,7 +137,7 @@ CASES = (
     Case("stale", ("STALE 12s", "READY", "21c04a"), ("hung up",), Lost, live=False),
     Case("empty", ("LIVE", "0 running, 0 queued", "nobody asks", "there are no models"), (), Empty),
     Case("thousand", ("1 Workers", "6 running, 994 queued", "below"), (), Crowd),
-    Case("thousand-end", ("6 running, 994 queued", "▌"), (), Crowd, ("G",)),
+    Case("thousand-end", ("6 running, 994 queued", "▌"), (), Crowd, ("G",), lacks="below"),
     Case("read-only", ("RO", "READY"), (), Reader),
     Case("help", ("Keys", "all keys", "filters this table"), ("Act", "Move"),
          press=("question_mark",)),
@@ -193,6 +194,7 @@ def assert_tells(case, size, lines):
     if size == SIZES[0]:
         missing += [word for word in case.wide if word not in text]
     assert not missing, f"{missing} not in\n{text}"
+    assert case.lacks not in text
     assert len(lines) == size[1]
     assert {sum(cell_len(run.text) for run in line) for line in lines} == {size[0]}
     assert text.replace("\n", "").isprintable()
