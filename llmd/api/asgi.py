@@ -11,3 +11,4 @@ Send = Callable[[Json], Awaitable[None]]
 App = Callable[[Json, Receive, Send], Awaitable[None]]
 
 CONNECTION = "llmd.connection"  # the key of the Connection in an ASGI scope's state
+MALFORMED = "llmd.malformed"  # a true key in a message: the body is broken, this is its end

@@ -6,8 +6,8 @@ import math
 
 import trio
 
-from llmd.api.asgi import Json, Receive
-from llmd.errors import RequestTooLarge, SlowClient
+from llmd.api.asgi import MALFORMED, Json, Receive
+from llmd.errors import InvalidRequest, RequestTooLarge, SlowClient
 
 
 async def read_body(scope: Json, receive: Receive, *, limit_bytes: int, timeout_s: float) -> bytes:
@@ -20,6 +20,7 @@ async def read_body(scope: Json, receive: Receive, *, limit_bytes: int, timeout_
         timeout_s: For the whole body; 0 = no limit.
 
     Raises:
+        InvalidRequest: Its chunks are broken.
         RequestTooLarge: Announced or found to be longer.
         SlowClient: Not complete in time.
     """
@@ -32,6 +33,8 @@ async def read_body(scope: Json, receive: Receive, *, limit_bytes: int, timeout_
     with trio.move_on_after(timeout_s or math.inf):
         while True:
             message = await receive()
+            if message.get(MALFORMED):
+                raise InvalidRequest("the request body is broken: its chunks are not well formed")
             part = message.get("body", b"")
             size += len(part)
             if size > limit_bytes:

@@ -14,10 +14,18 @@ from typing import TYPE_CHECKING, Any, cast
 import h11
 import trio
 from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.typing import AppWrapper, ConnectionState
 
-from llmd.api.asgi import CONNECTION
-from llmd.api.protocol import REFUSAL_CODES, Applications, Protocol, RefusedHead, bare_answer
+from llmd.api.asgi import CONNECTION, MALFORMED
+from llmd.api.protocol import (
+    REFUSAL_CODES,
+    Applications,
+    MalformedBody,
+    Protocol,
+    RefusedHead,
+    bare_answer,
+)
 from llmd.netio import SocketStream
 
 if TYPE_CHECKING:
@@ -48,6 +56,7 @@ class Connection:
         self.last_answer = False
         self.gone = False
         self._early = bytearray()
+        self._malformed = False  # nothing that follows can be told from the body
         self._busy = False
         self._closing = False
         self._deadline = math.inf
@@ -180,6 +189,8 @@ class Connection:
                 return
 
     async def _take(self, data: bytes) -> None:
+        if self._malformed:
+            return
         if not (self._busy and self._body_complete()):
             await self._feed(data)
         elif len(self._early) + len(data) <= MAX_EARLY_BYTES:
@@ -199,6 +210,12 @@ class Connection:
             await self._protocol.handle(RawData(data))
         except RefusedHead as refused:
             await self._refuse(refused.status, str(refused))
+        except MalformedBody:
+            self._malformed = True
+            stream = self._protocol.stream
+            if isinstance(stream, HTTPStream):
+                end: Any = {"type": "http.request", MALFORMED: True}
+                await stream.app_put(end)
 
     async def _refuse(self, status: int, message: str) -> None:
         """Answer in place of Hypercorn, which has not made a request of these bytes."""

@@ -159,9 +159,8 @@ class Protocol(H11Protocol):
             await self.send(RawData(head + (data or b"") if head else cast("bytes", data)))
 
     async def _send_error_response(self, status_code: int) -> None:
-        if self.stream is not None:  # garbage within a body, whose request may have its answer
-            await super()._send_error_response(status_code)
-            return
+        if self.stream is not None:
+            raise MalformedBody
         raise RefusedHead(
             status_code, _TOO_LARGE if status_code == 431 else "what came is no HTTP/1.1 request"
         )
@@ -180,6 +179,10 @@ class Protocol(H11Protocol):
 _CHUNKED = b"\r\nTransfer-Encoding: chunked\r\n"  # as h11 writes it; nobody else's does
 _TOO_LARGE = "the request head is larger than 64 KiB"
 REFUSAL_CODES = {408: "request_timeout", 431: "header_too_large"}
+
+
+class MalformedBody(Exception):
+    """Garbage within the body of a request that has no answer yet: its application answers."""
 
 
 class RefusedHead(Exception):

@@ -188,6 +188,23 @@ TABLE = {
     "body too large": Row(
         413, INVALID, "request_too_large", raw(BEARER, "Content-Length: 99999\r\n\r\n{")
     ),
+    "broken chunks": Row(
+        400,
+        INVALID,
+        "invalid_request",
+        raw(BEARER, "Transfer-Encoding: chunked\r\n\r\n", "2\r\n{}\r\nzz\r\n"),
+    ),
+    "broken chunks for a helper": Row(
+        400,
+        INVALID,
+        "invalid_request",
+        raw(
+            BEARER,
+            "Transfer-Encoding: chunked\r\n\r\n",
+            "zz\r\n",
+            head="POST /tokenize HTTP/1.1\r\nHost: 127.0.0.1\r\n",
+        ),
+    ),
     "chunks too large": Row(
         413,
         INVALID,
