@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -342,9 +343,12 @@ class Daemon:
 
     async def _end(self, signals: AsyncIterator[int]) -> None:
         """Drain and stop; a further signal skips what is left of the waiting."""
-        log(_log, "draining", running=len(self.registry))
+        states = Counter(handle.record.state for handle in self.registry.handles())
+        running = states[RequestState.PREFILL] + states[RequestState.DECODE]
+        log(_log, "draining", running=running, queued=states[RequestState.QUEUED])
         self.services.draining = True
-        self.scheduler.admit(is_open=False, reject_queued=True)
+        why = "llmd is shutting down and this request was still queued; try again in a moment"
+        self.scheduler.admit(is_open=False, reject_queued=True, why=why)
         for handle in self.registry.handles():
             if handle.record.state is RequestState.RECEIVED:  # nothing to wait for: it has no place
                 handle.cancel(CancelCause.SHUTDOWN)

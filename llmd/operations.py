@@ -27,6 +27,7 @@ from llmd.workers.supervisor import Supervisor
 
 CANCEL_WAIT_S = 5.0
 RESET_WAIT_S = 5.0
+_MAY_GO = (WorkerState.STARTING, WorkerState.LOADING, WorkerState.READY, WorkerState.DRAINING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +102,22 @@ class Operations:
     def state_of(self, model: CatalogModel) -> WorkerState:
         """Return what a model's worker is doing; a file that cannot be loaded is `failed`.
 
-        One that is to start by an operator's wish, or has been told to, is `starting`.
+        What is decided counts, before the worker's own task has got that far: one that is to start
+        by an operator's wish, or has been told to, is `starting`; one that has to go is `draining`
+        while requests run there, else `stopping`.
         """
         if model.fault:
             return WorkerState.FAILED
-        if self.scheduler.starting(model.name):
+        policy = self.scheduler.state
+        known = policy.models.get(model.name)
+        leaving = None if known is None else known.leaving
+        if self.scheduler.starting(model.name) and (leaving is None or model.name in policy.wants):
             return WorkerState.STARTING
         worker = self.supervisor.worker(model.name)
-        return WorkerState.OFF if worker is None else worker.state
+        state = WorkerState.OFF if worker is None else worker.state
+        if leaving is not None and state in _MAY_GO:
+            return WorkerState.STOPPING if leaving.stop_sent else WorkerState.DRAINING
+        return state
 
     def status(self, name: str) -> ModelStatistics:
         """Return what runs on a model and what waits for it."""
@@ -254,4 +263,5 @@ class Operations:
         """
         if self.draining():
             raise errors.ShuttingDown("llmd is shutting down; admission stays closed")
-        self.scheduler.admit(is_open=is_open, reject_queued=reject_queued)
+        why = "an operator closed admission while this request was still queued; try again later"
+        self.scheduler.admit(is_open=is_open, reject_queued=reject_queued, why=why)

@@ -333,14 +333,20 @@ class Scheduler:
         """Take a model out of memory for an operator."""
         return self.post(request)
 
-    def admit(self, *, is_open: bool, reject_queued: bool = False) -> None:
-        """Open or close admission; closing can turn away what is queued."""
-        self.post(Admission(is_open, reject_queued))
+    def admit(self, *, is_open: bool, reject_queued: bool = False, why: str = "") -> None:
+        """Open or close admission; closing can turn away what is queued, which is told `why`."""
+        self.post(Admission(is_open, reject_queued, why))
 
     def stop_all(self) -> None:
         """Turn away what is queued and unload everything once nothing runs there."""
         was_open = self.state.admission_open
-        self.post(Admission(open=False, reject_queued=True))
+        self.post(
+            Admission(
+                open=False,
+                reject_queued=True,
+                why="an operator stopped all models while this request was still queued; try again",
+            )
+        )
         for model in policy.statistics(self.state, self._clock()).loaded:
             self.post(UnloadRequested(model))
         if was_open:

@@ -139,10 +139,15 @@ class UnloadRequested:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Admission opens or closes. Closing rejects what is queued when `reject_queued`."""
+    """Admission opens or closes. Closing rejects what is queued when `reject_queued`.
+
+    Attributes:
+        why: What those who are turned away from the queue are told; "" = the usual refusal.
+    """
 
     open: bool
     reject_queued: bool = False
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

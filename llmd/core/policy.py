@@ -270,8 +270,10 @@ def _admission(state: SchedulerState, event: Admission, actions: list[Action]) -
     state.admission_open = event.open
     state.rejecting = not event.open and event.reject_queued
     lines = [state.models[name] for name in state.queue.lines]
+    usual, retry_after_s = shut(state)
     for model in lines:
         if state.rejecting:
-            reject_line(state, model, Refusal.SHUTTING_DOWN, *shut(state), actions)
+            told = event.why or usual
+            reject_line(state, model, Refusal.SHUTTING_DOWN, told, retry_after_s, actions)
         else:
             state.touch(model)

@@ -197,6 +197,22 @@ async def test_unload(demo_models, autojump_clock, how):
         assert again.json["status"] == "off"
 
 
+@pytest.mark.parametrize("how", ["unload", "eject"])
+async def test_an_unload_is_answered_with_the_state_after_it(demo_models, autojump_clock, how):
+    async with api(demo_models, **FOR_EVER) as rig, trio.open_nursery() as nursery:
+        path = f"/v1/models/{'eject' if how == 'eject' else 'demo-small/unload'}"
+        body = {"model": "demo-small"} if how == "eject" else {}
+        await rig.loaded("demo-small")
+        await running(rig, nursery, request_id="r1")
+        answer = await rig.ask("POST", path, body)
+        assert answer.json == {"model": "demo-small", "status": "draining", "running": 1}
+        await rig.ask("POST", "/requests/r1/cancel")
+        await rig.ask("POST", path, {**body, "wait": True})
+        await rig.loaded("demo-small")
+        assert (await rig.ask("POST", path, body)).json["status"] == "stopping"
+        assert (await rig.ask("POST", path, {**body, "wait": True})).json["status"] == "off"
+
+
 async def test_reset_lets_a_failed_model_be_tried_again(demo_models, autojump_clock):
     scripts = {"demo-small": [*[Script(exit_s=0.01)] * 4, Script()]}
     async with api(demo_models, scripts=scripts) as rig:
@@ -218,6 +234,7 @@ async def test_stop_turns_away_what_waits_and_unloads_everything(demo_models, au
         await wait_all_tasks_blocked()
         assert third[0].status == 503
         assert third[0].error["code"] == "shutting_down"
+        assert "stopped all models while this request was still queued" in third[0].error["message"]
         assert int(third[0].headers["retry-after"]) >= 1
         assert not first
         assert not second  # what runs may finish

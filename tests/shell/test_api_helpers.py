@@ -268,6 +268,7 @@ async def test_a_look_never_loads_a_model(demo_models, autojump_clock, path):
         off = await rig.ask("GET", f"{path}?model=demo-large", key=ALICE)
         assert off.status == 503
         assert off.error["code"] == "model_not_loaded"
+        assert off.headers["x-should-retry"] == "false"  # SDKs would ask again in vain
         assert rig.state("demo-large") == "off"
         await rig.loaded("demo-large")
         assert (await rig.ask("GET", f"{path}?model=demo-large", key=ALICE)).status == 200

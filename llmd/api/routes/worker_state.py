@@ -114,6 +114,7 @@ def _worker(call: Call) -> Worker:
         raise errors.ModelNotLoaded(
             f"{model.name} is not loaded now, and this path never loads a model",
             param="model",
+            should_retry=False,  # asking again loads nothing either
             retry_after_s=next((q.load_s or None for q in queues if q.model == model.name), None),
         )
     return worker
