@@ -374,10 +374,10 @@ class Scheduler:
 def refusal(action: Reject) -> errors.LlmdError:
     """Turn the policy's refusal into the error that the edges render.
 
-    A model that failed for now (crashes that the restart window will forget) may be asked again;
-    one whose file or flags are bad may not, and nor may what is larger than the whole queue.
+    Trying again in a moment is no use with a model that failed, even if it will be forgiven, and
+    with what is larger than the whole queue or all memory.
     """
     error = _REFUSALS[action.refusal](action.message, retry_after_s=action.retry_after_s)
-    never = action.final or action.refusal is Refusal.TOO_LARGE
+    never = action.final or action.refusal in (Refusal.MODEL_FAILED, Refusal.TOO_LARGE)
     error.should_retry = False if never else None
     return error

@@ -92,9 +92,7 @@ def _turned_away(
         return Reject(item.id, Refusal.SHUTTING_DOWN, *shut(state))
     failing = model.state is WorkerState.FAILED and not model.starting
     if failing and not 0 < model.retry_at <= now:
-        return Reject(
-            item.id, Refusal.MODEL_FAILED, *failed(model, now), final=model.failed_for_good
-        )
+        return Reject(item.id, Refusal.MODEL_FAILED, *failed(model, now))
     if not may_load(state, model):
         return Reject(item.id, Refusal.MODEL_NOT_LOADED, *not_loaded(model))
     return None
@@ -131,7 +129,13 @@ def failed(model: Model, now: float) -> tuple[str, float]:
     """Return message and retry_after_s of a refusal because the model failed."""
     reason = model.reason or "its worker gave up"
     retry_after_s = model.retry_at - now if model.retry_at > now else _UNKNOWN_RETRY_S
-    return f"{model.name} could not be loaded: {reason}", retry_after_s
+    if model.failed_for_good:
+        return f"{model.name} could not be loaded: {reason}", retry_after_s
+    return (
+        f"{model.name} has failed too often: {reason}; it is tried again in "
+        f"{math.ceil(retry_after_s)} s, or as soon as an operator resets it",
+        retry_after_s,
+    )
 
 
 def not_loaded(model: Model) -> tuple[str, float]:

@@ -262,7 +262,6 @@ def _gone(
             Refusal.MODEL_FAILED,
             *failed(model, now),
             actions,
-            final=model.failed_for_good,
         )
 
 

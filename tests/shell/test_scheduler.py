@@ -268,7 +268,7 @@ async def test_what_was_really_used_is_charged_to_the_key(autojump_clock):
     [
         (Refusal.QUEUE_FULL, errors.QueueFull, None),
         (Refusal.TOO_LARGE, errors.QueueFull, False),
-        (Refusal.MODEL_FAILED, errors.ModelFailed, None),
+        (Refusal.MODEL_FAILED, errors.ModelFailed, False),
         (Refusal.MODEL_NOT_LOADED, errors.ModelNotLoaded, None),
         (Refusal.INSUFFICIENT_MEMORY, errors.InsufficientMemory, None),
         (Refusal.SHUTTING_DOWN, errors.ShuttingDown, None),
@@ -282,7 +282,8 @@ def test_every_refusal_is_an_error_of_its_own(why, error, should_retry):
 
 
 def test_a_refusal_for_good_says_that_another_try_is_no_use():
-    assert refusal(Reject("r", Refusal.MODEL_FAILED, "", 60, final=True)).should_retry is False
+    no_room = Reject("r", Refusal.INSUFFICIENT_MEMORY, "", 60, final=True)
+    assert refusal(no_room).should_retry is False
 
 
 def test_no_refusal_is_without_its_error():

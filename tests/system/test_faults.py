@@ -142,7 +142,8 @@ async def test_a_model_that_keeps_crashing_may_be_asked_again_once_that_is_forgo
         for _ in range(2):
             answer = await llmd.chat()
             assert (answer.status, answer.code) == (503, "model_failed")
-            assert "x-should-retry" not in answer.headers
+            assert answer.headers["x-should-retry"] == "false"
+            assert "has failed too often" in answer.json["error"]["message"]
             assert 30 <= int(answer.headers["retry-after"]) <= 40
             assert int(answer.headers["retry-after-ms"]) > 29_000
 

@@ -717,6 +717,6 @@ def test_a_refusal_says_whether_a_failed_model_may_serve_again(permanent):
     box.workers["a"].epoch += 1
     box.move("a", WorkerState.FAILED, reason="killed", retry_at=50.0, permanent=permanent)
     (later,) = box.ask("later", "a")
-    assert box.ended["waits"].rejected.final is permanent
-    assert later.final is permanent
+    assert later.message == box.ended["waits"].rejected.message
+    assert ("is tried again in 50 s" in later.message) is not permanent
     assert later.retry_after_s == 50.0
