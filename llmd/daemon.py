@@ -24,6 +24,7 @@ from llmd.admin.rooms import Rooms
 from llmd.admin.server import AdminServer, socket_path
 from llmd.api.app import build_app
 from llmd.api.auth import Authenticator
+from llmd.api.connection import DROPPED
 from llmd.api.gate import Gate
 from llmd.api.origin import TrustedProxies, listen_allowed
 from llmd.api.routes import health
@@ -325,6 +326,15 @@ class Daemon:
             self.metrics.evicted(action.model, action.rule.value)
 
     def _request_ended(self, record: RequestRecord) -> None:
+        if record.cancel_cause is CancelCause.CLIENT_GONE and record.reason:
+            log(
+                _log,
+                DROPPED,
+                logging.WARNING,
+                request=record.id,
+                client=record.client,
+                reason=record.reason,
+            )
         self.admin.ended(record)
 
     def _load_advanced(self, model: str, fraction: float) -> None:

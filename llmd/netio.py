@@ -9,6 +9,7 @@ checkpoint.
 
 from __future__ import annotations
 
+import errno
 import math
 import socket
 from collections.abc import Callable
@@ -29,6 +30,10 @@ class SocketStream(trio.abc.HalfCloseableStream):
         on_eof: Called once, synchronously, when the peer has ended or reset its side.
 
     A send that is cancelled half-way tears the stream: nothing can be sent any more.
+
+    Attributes:
+        timed_out: The peer took no byte for too long, as seen here or by the kernel
+            (TCP_USER_TIMEOUT); told before anybody hears that the stream is broken.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
         sock.setblocking(False)
         self.socket = sock
         self.on_eof = on_eof
+        self.timed_out = False
         self._send_timeout_s = send_timeout_s or math.inf
         self._closed = False
         self._torn = False
@@ -63,7 +69,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise trio.BrokenResourceError(str(error)) from error
+            raise self._broken(error) from error
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send everything.
@@ -82,6 +88,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
             with trio.move_on_after(self._send_timeout_s) as scope:
                 await trio.lowlevel.wait_writable(self.socket)
             if scope.cancelled_caught:
+                self.timed_out = True
                 raise trio.BrokenResourceError("the peer takes no bytes")
             if self._closed:
                 raise trio.ClosedResourceError
@@ -90,7 +97,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
             except BlockingIOError:
                 continue
             except OSError as error:
-                raise trio.BrokenResourceError(str(error)) from error
+                raise self._broken(error) from error
         self._torn = False
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -123,8 +130,9 @@ class SocketStream(trio.abc.HalfCloseableStream):
                 except BlockingIOError:
                     continue
                 except OSError as error:
+                    broken = self._broken(error)
                     self._ended()
-                    raise trio.BrokenResourceError(str(error)) from error
+                    raise broken from error
                 if not data:
                     self._ended()
                 return data
@@ -148,6 +156,10 @@ class SocketStream(trio.abc.HalfCloseableStream):
         finally:
             self._pump = None
             self._receiving = False
+
+    def _broken(self, error: OSError) -> trio.BrokenResourceError:
+        self.timed_out = self.timed_out or error.errno == errno.ETIMEDOUT
+        return trio.BrokenResourceError(str(error))
 
     def _ended(self) -> None:
         if self.on_eof is not None:

@@ -35,18 +35,20 @@ class Handle:
         scope: Set by the request's task around all its work.
         cause: The first reason for which it was ended from outside, or None.
         by: Who ended it, where that was a person.
+        why: For what its client was dropped; "" for all other ends.
         settle: Set once the key's limits were charged: called once at the end with the tokens
             really used, or None when the request cost nothing.
         worker_status: The status of an error that the worker itself answered, 0 without one.
     """
 
-    __slots__ = ("_closed", "by", "cause", "record", "scope", "settle", "worker_status")
+    __slots__ = ("_closed", "by", "cause", "record", "scope", "settle", "why", "worker_status")
 
     def __init__(self, record: RequestRecord, scope: trio.CancelScope) -> None:
         self.record = record
         self.scope = scope
         self.cause: CancelCause | None = None
         self.by = ""
+        self.why = ""
         self.settle: Callable[[int | None], None] | None = None
         self.worker_status = 0
         self._closed: trio.Event | None = None  # made by the first who waits: few are waited for
@@ -73,8 +75,14 @@ class Handle:
             self.cause, self.by = cause, by
         self.scope.cancel()
 
-    def abandon(self) -> None:
-        """End the request because its client has gone."""
+    def abandon(self, why: str = "") -> None:
+        """End the request because its client has gone.
+
+        Args:
+            why: For what we dropped it; "" when it left by itself.
+        """
+        if self.cause is None:
+            self.why = why
         self.cancel(CancelCause.CLIENT_GONE)
 
     def verdict(self, timeout_s: float) -> errors.LlmdError | None:
@@ -125,7 +133,7 @@ class Handle:
             now,
             status=error.status if error else status or GONE,
             code=code,
-            reason=reason,
+            reason=self.why or reason,
             cause=self.cause,
             by=self.by,
         )

@@ -7,6 +7,7 @@ come early, and closes so that the last answer arrives.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -27,9 +28,14 @@ from llmd.api.protocol import (
     bare_answer,
 )
 from llmd.netio import SocketStream
+from llmd.observe.log import log
 
 if TYPE_CHECKING:
     from llmd.api.server import HttpServer
+
+_log = logging.getLogger("llmd")
+DROPPED = "client dropped"
+"""What the log says when we end a connection for a client that takes nothing."""
 
 KEEP_ALIVE_S = 75.0
 LINGER_S = 2.0
@@ -52,7 +58,7 @@ class Connection:
         self._socket_stream = stream
         self._stream: SocketStream | trio.SSLStream[Any] = tls or stream
         self._tls = tls
-        self._on_disconnect: Callable[[], None] | None = None
+        self._on_disconnect: Callable[[str], None] | None = None
         self.last_answer = False
         self.gone = False
         self._early = bytearray()
@@ -79,8 +85,8 @@ class Connection:
         if self._read_scope is not None and self._busy and not self._body_complete():
             self._read_scope.deadline = self._body_deadline
 
-    def watch(self, on_disconnect: Callable[[], None]) -> None:
-        """Have the request that is being served told when its client goes.
+    def watch(self, on_disconnect: Callable[[str], None]) -> None:
+        """Have the request that is being served told when its client goes, and why if it was us.
 
         Called once, synchronously; at once if the client has gone already, which it may have
         before the application's task got its first turn.
@@ -271,10 +277,16 @@ class Connection:
 
     def _ended(self) -> None:
         """Tell the request that is being served: the client has gone."""
-        self.gone = True
+        first, self.gone = not self.gone, True
+        why = ""
+        if self._socket_stream.timed_out:
+            limit_s = self._server.send_timeout_s
+            why = f"the client took no byte for {limit_s:g} s (server.send_timeout_sec)"
         if self._on_disconnect is not None:
             told, self._on_disconnect = self._on_disconnect, None
-            told()
+            told(why)
+        elif why and first:
+            log(_log, DROPPED, logging.WARNING, reason=why)
 
     def close_idle(self) -> None:
         """Close if nothing is being read or served."""

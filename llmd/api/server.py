@@ -52,7 +52,7 @@ class HttpServer:
         self.protocol_config = ProtocolConfig()
         self.context = WorkerContext(None)
         self.draining = False
-        self._send_timeout_s = send_timeout_s
+        self.send_timeout_s = send_timeout_s
         self._tls = tls
         self._max_connections = max_connections or math.inf
         self._listeners: list[socket.socket] = []
@@ -85,8 +85,8 @@ class HttpServer:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             taken = self._listeners[0].getsockname()[1] if len(self._listeners) > 1 else port
             sock.bind((address[0], taken, *address[2:]))
-            if self._send_timeout_s:
-                timeout_ms = int(self._send_timeout_s * 1000)
+            if self.send_timeout_s:
+                timeout_ms = int(self.send_timeout_s * 1000)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.listen(1024)
@@ -162,7 +162,7 @@ class HttpServer:
         return False
 
     async def _client(self, sock: socket.socket) -> None:
-        stream = SocketStream(sock, send_timeout_s=self._send_timeout_s)
+        stream = SocketStream(sock, send_timeout_s=self.send_timeout_s)
         tls = None
         if self._tls is not None:
             tls = trio.SSLStream(stream, self._tls, server_side=True, https_compatible=True)
