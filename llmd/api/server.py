@@ -150,7 +150,7 @@ class HttpServer:
                 await trio.sleep(0.1)  # nothing tells when a descriptor is free again
                 continue
             if len(self._connections) >= self._max_connections and not self._make_room():
-                _turn_away(sock)
+                _turn_away(sock, secret=self._tls is not None)
                 continue
             clients.start_soon(self._client, sock)
 
@@ -177,7 +177,10 @@ class HttpServer:
             self._left.set()
 
 
-def _turn_away(sock: socket.socket) -> None:
+def _turn_away(sock: socket.socket, *, secret: bool) -> None:
+    if secret:  # a handshake is what this spares us, and plain text would only confuse
+        sock.close()
+        return
     error = {
         "message": "Too many connections: close idle ones, or raise server.max_connections.",
         "type": "server_error",
