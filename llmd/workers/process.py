@@ -26,6 +26,9 @@ from llmd.workers.procfs import VitalSigns
 LAST_WORDS_S = 0.5
 REAP_S = 5.0
 _READ_BYTES = 65536
+GATHER_S = 0.02
+"""Between two reads of a log: a worker writes some ten lines a request, and each read wakes the
+daemon when it has requests to serve. What no read has fetched waits in the pipe."""
 
 
 class Child(Protocol):
@@ -111,6 +114,8 @@ class ChildProcess:
                     self.activity += len(data)
                 for line in splitter.feed(bytes(data)):
                     self._take(stream, line)
+                if len(data) < _READ_BYTES:
+                    await trio.sleep(GATHER_S)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the pipe is gone: its end, as far as the log goes
         finally:
