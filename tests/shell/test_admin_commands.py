@@ -109,6 +109,20 @@ async def test_unknown_models_are_told(desk):
         assert (await desk.peer().ask(type=action, id=1, model="nope"))["code"] == "model_not_found"
 
 
+async def test_an_unload_is_answered_with_the_state_after_it(desk):
+    await running(desk)
+    peer = desk.peer()
+    answer = await peer.ask(type="unload", id=1, model="demo-small")
+    assert (answer["result"]["state"], answer["result"]["running"]) == ("draining", 1)
+    await peer.ask(type="cancel", id=2, all=True)
+    await peer.ask(type="unload", id=3, model="demo-small", wait=True)
+    await peer.ask(type="switch", id=4, model="demo-small", wait=True)
+    answer = await peer.ask(type="unload", id=5, model="demo-small")
+    assert answer["result"]["state"] == "stopping"
+    answer = await peer.ask(type="unload", id=6, model="demo-small", wait=True)
+    assert answer["result"]["state"] == "off"
+
+
 async def test_a_restart_unloads_and_loads_again(desk):
     peer = desk.peer()
     refused = await peer.ask(type="restart", id=1, model="demo-small")
