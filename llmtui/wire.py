@@ -15,13 +15,14 @@ from rich.color import ColorSystem
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.segment import Segment
 from rich.style import Style
-from textual import events, on
 from textual._compositor import ChopsUpdate, CompositorUpdate, LayoutUpdate
 from textual.app import App
+from textual.driver import Driver
 from textual.screen import Screen
 from textual.scrollbar import ScrollBar, ScrollBarRender
 from textual.strip import Strip
 
+from llmtui.terminal import Terminal
 from llmtui.widgets.sparing import differences
 
 _ATTRIBUTES = (
@@ -45,18 +46,24 @@ class LeanApp(App[int]):
         ScrollBar.renderer = WholeCells  # textual has this for all bars of a process only
         self._glass = Glass()
 
-    @on(events.Mount)
-    def _begin(self) -> None:
-        self.app_resume_signal.subscribe(self, lambda _: self._glass.forget())
+    def get_driver_class(self) -> type[Driver]:
+        """Return what speaks to the terminal."""
+        found = super().get_driver_class()
+        return Terminal if issubclass(Terminal, found) else found
 
-    @on(events.Resize)
-    def _resized(self) -> None:
-        self._glass.forget()  # terminals differ in what they then do with what they showed
+    def on_mount(self) -> None:
+        """Draw everything once the terminal is back."""
+        self.app_resume_signal.subscribe(self, lambda _: self.action_redraw_all())
+
+    def on_resize(self) -> None:
+        """Draw everything: terminals differ in what becomes of what they showed."""
+        self.action_redraw_all()
 
     def action_redraw_all(self) -> None:
         """Draw every cell: something else may have written to this terminal."""
         self._glass.forget()
-        self.screen.refresh()
+        if self.screen_stack:
+            self.screen.refresh()
 
     # textual has no public place for this; what is no such update any more is drawn as it comes,
     # and a test of the bytes sent says so

@@ -287,6 +287,21 @@ async def test_it_ends_with_its_terminal(runtime_dir):
                 await trio.sleep(0.05)
 
 
+async def test_it_can_be_stopped_and_comes_back(runtime_dir):
+    async with terminal(runtime_dir) as screen:
+        await screen.run("--demo")
+        await screen.until("LIVE", "READY")
+        pid = await screen.child()
+        os.kill(pid, signal.SIGTSTP)
+        await screen.until(PROMPT.strip(), gone="LIVE")
+        assert await screen.flag("alternate_on") == "0"
+        await screen.type("fg")
+        await screen.until("LIVE", "READY", "quit")
+        assert await screen.flag("alternate_on") == "1"
+        await screen.press("q")
+        await assert_restored(screen, 0)
+
+
 def is_there(pid):
     try:
         os.kill(pid, 0)
