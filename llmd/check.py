@@ -33,7 +33,6 @@ from llmd.workers.engine import Engine, find_engine
 
 _T = TypeVar("_T")
 FindEngine = Callable[[str], Engine]
-_KEY = re.compile(r"([a-z_]+)\.([a-z_]+)(?=[:,.\[])")
 
 
 def report(
@@ -271,11 +270,9 @@ class _Check:
 
     def _placed(self, fault: str) -> str:
         """Return a fault of another room with the line before it, where it names a key."""
-        if fault.startswith("models."):
-            place = self._place_of_model(fault)
-        else:
-            key = _KEY.match(fault)
-            place = self._loaded.where((key[1], key[2])) if key else ""
+        if not fault.startswith("models."):
+            return self._loaded.placed(fault)
+        place = self._place_of_model(fault)
         return f"{place}: {fault}" if place else fault
 
     def _place_of_model(self, fault: str) -> str:

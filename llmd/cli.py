@@ -130,7 +130,10 @@ def _serve(options: argparse.Namespace) -> int:
         raise ConfigError(faults)
     from llmd.programs import run_serve
 
-    return run_serve(loaded)
+    try:
+        return run_serve(loaded)
+    except ConfigError as error:
+        raise ConfigError([loaded.placed(fault) for fault in error.faults]) from error
 
 
 def _unreadable(path: Path, flag: str) -> list[str]:

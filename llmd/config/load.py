@@ -41,6 +41,7 @@ _PATHS = frozenset(
     }
 )
 _TOML_PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
+_FAULTY_KEY = re.compile(r"([a-z_]+)\.([a-z_]+)(?=[:,.\[])")
 _NO_OVERRIDES: Mapping[str, Any] = MappingProxyType({})
 _GroupT = TypeVar("_GroupT", bound=Group)
 
@@ -73,6 +74,15 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     path: Path | None
     warnings: tuple[str, ...] = ()
     where: Callable[[KeyPath], str] = lambda _path: ""
+
+    def placed(self, fault: str) -> str:
+        """Return a fault that begins with a key's name, such as `server.port: ...`, with its place.
+
+        Other faults, and those of defaults, stay as they are.
+        """
+        key = _FAULTY_KEY.match(fault)
+        place = self.where((key[1], key[2])) if key else ""
+        return f"{place}: {fault}" if place else fault
 
 
 def load(

@@ -15,6 +15,7 @@ import pytest
 from llmd import __version__
 from llmd.cli import main
 from llmd.config import Loaded, load
+from llmd.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +125,22 @@ def test_serve_refuses_paths_on_the_command_line_that_cannot_be(daemon, tmp_path
     assert main(["serve", "--models-dir", "here.gguf"]) == 1
     assert "here.gguf is no directory" in capsys.readouterr().err
     assert not daemon.calls
+
+
+def test_serve_says_where_what_the_daemon_refuses_stands(daemon, tmp_path, monkeypatch, capsys):
+    def refuse(_loaded):
+        raise ConfigError(["server.tls_cert: it is bad", "server.port: so too", "no engine"])
+
+    daemon.run_serve = refuse
+    file = tmp_path / "my.toml"
+    file.write_text("[server]\n\ntls_cert = 'a'\ntls_key = 'b'\n")
+    monkeypatch.setenv("LLMD_SERVER_PORT", "9000")
+    assert main(["serve", "--config", str(file)]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"llmd: {file}:3: server.tls_cert: it is bad",
+        "llmd: LLMD_SERVER_PORT: server.port: so too",
+        "llmd: no engine",
+    ]
 
 
 def test_serve_lets_the_configs_own_paths_be(daemon, tmp_path):
