@@ -106,8 +106,9 @@ class Pump(trio.abc.Instrument):
         fd = sock.fileno()
         if fd in self._sockets:
             raise trio.BusyResourceError("another task is pumping this socket")
-        self._sockets[fd] = pumped = _Pumped(readable, trio.lowlevel.current_task())
+        pumped = _Pumped(readable, trio.lowlevel.current_task())
         self._wait(fd, pumped, trio.current_time(), pause_s)
+        self._sockets[fd] = pumped
 
         def abort(_: object) -> trio.lowlevel.Abort:
             self._forget(fd, pumped)
@@ -172,18 +173,20 @@ class Pump(trio.abc.Instrument):
         """Have one socket read, and tell whether its task goes on."""
         try:
             pause_s = pumped.readable(now)
+            cancelled = self._sockets.get(fd) is not pumped  # by itself, just now
+            if pause_s >= 0 and not cancelled and (pause_s or fd in self._paused):
+                self._wait(fd, pumped, now, pause_s)
         except BaseException as error:  # it belongs to the task
             pause_s, pumped.error = DONE, error
-        if self._sockets.get(fd) is not pumped:  # it has cancelled its own task
+            cancelled = self._sockets.get(fd) is not pumped
+        if cancelled:
             self._wake_trio()
-            return True
-        if pause_s < 0:
+        elif pause_s < 0:
             self._end(fd, pumped)
-            return True
-        self.served += 1
-        if pause_s or fd in self._paused:
-            self._wait(fd, pumped, now, pause_s)
-        return False
+        else:
+            self.served += 1
+            return False
+        return True
 
     def _wait(self, fd: int, pumped: _Pumped, now: float, pause_s: float) -> None:
         """Wait for bytes, or for the end of a pause, whatever was waited for before."""
