@@ -89,7 +89,7 @@ def _turned_away(
     """Return the refusal of what cannot even wait."""
     item = event.item
     if not state.admission_open and (state.rejecting or not event.again):
-        return Reject(item.id, Refusal.SHUTTING_DOWN, *shut(state))
+        return Reject(item.id, Refusal.SHUTTING_DOWN, *shut(state, again=event.again))
     failing = model.state is WorkerState.FAILED and not model.starting
     if failing and not 0 < model.retry_at <= now:
         return Reject(item.id, Refusal.MODEL_FAILED, *failed(model, now))
@@ -119,10 +119,18 @@ def reject_line(
             )
 
 
-def shut(state: SchedulerState) -> tuple[str, float]:
-    """Return message and retry_after_s of a refusal while admission is closed."""
+def shut(state: SchedulerState, *, again: bool = False) -> tuple[str, float]:
+    """Return message and retry_after_s of a refusal while admission is closed.
+
+    Args:
+        state: The state.
+        again: It is of a request that was in already, and lost its worker.
+    """
     longest = max((m.service_s or 0.0 for m in state.present.values()), default=0.0)
-    return "llmd takes no new requests now; try again later", max(1.0, longest)
+    told = "llmd takes no new requests now; try again later"
+    if again:
+        told = "its worker ended, and llmd begins no request again now; try again later"
+    return told, max(1.0, longest)
 
 
 def failed(model: Model, now: float) -> tuple[str, float]:

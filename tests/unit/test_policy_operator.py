@@ -316,6 +316,7 @@ def test_closed_admission_turns_new_requests_away_and_holds_what_is_queued():
     assert box.post(Admission(open=False)) == []
     (refused,) = box.ask("3")
     assert refused.refusal is Refusal.SHUTTING_DOWN
+    assert "takes no new requests" in refused.message
     assert policy.explain(box.state, "2", 0.0).rule is Rule.ADMISSION_CLOSED
     assert policy.eta_s(box.state, "2", 0.0) is None
     box.run(100)
@@ -329,11 +330,13 @@ def test_closing_for_good_turns_away_what_is_queued_and_retries_but_not_what_run
     box = box_of(ready="a")
     box.ask("1", service_s=5.0)
     box.ask("2", service_s=5.0)
-    done = box.post(Admission(open=False, reject_queued=True))
+    done = box.post(Admission(open=False, reject_queued=True, why="the box is moved"))
     assert [(a.id, a.refusal) for a in done] == [("2", Refusal.SHUTTING_DOWN)]
+    assert done[0].message == "the box is moved"
     assert [why.rule for why in done[0].story] == [Rule.SLOTS_BUSY]
     box.crash("a")
     assert box.ended["1"].rejected.refusal is Refusal.SHUTTING_DOWN
+    assert "its worker ended" in box.ended["1"].rejected.message
 
 
 def test_a_pause_keeps_retries():
