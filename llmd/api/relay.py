@@ -286,9 +286,10 @@ class Relay:
                 raise BadWorkerResponse(f"the worker's answer is longer than {MAX_PLAIN_BYTES}")
             parts.append(data)
         body = b"".join(parts)
-        self._record.first_byte(self._heard)
         if response.status >= 400:
             self.worker_status = response.status
+        else:
+            self._record.first_byte(self._heard)
         if not self._answer.started:
             await self._answer.whole(response.status, passed_on(response.headers), body)
         else:  # comments have gone: the error can only be an event

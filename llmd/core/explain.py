@@ -160,7 +160,7 @@ def tell(
         ahead: Who is ahead of it in line, the first first.
         now: Seconds.
     """
-    rule, blockers, detail = _reason(state, waiting, ahead, now)
+    rule, blockers, detail = _reason(state, waiting, place, ahead, now)
     told = waiting.story
     # who exactly is ahead changes all the time, and is no step of the story
     passing = rule is Rule.BEHIND or rule is Rule.SLOTS_BUSY
@@ -171,13 +171,15 @@ def tell(
     return why
 
 
-def _reason(state: SchedulerState, waiting: Waiting, ahead: list[Waiting], now: float) -> _Reason:
+def _reason(
+    state: SchedulerState, waiting: Waiting, place: int, ahead: list[Waiting], now: float
+) -> _Reason:
     """Work out by which rule `waiting` waits, who is in its way, and that in words."""
     model = state.models[waiting.item.model]
     if not state.admission_open:
         return Rule.ADMISSION_CLOSED, (), "an operator has paused admission"
     if model.serving:
-        return _reason_serving(state, model, waiting, ahead)
+        return _reason_serving(state, model, waiting, place, ahead)
     if model.leaving is not None or model.state in (WorkerState.DRAINING, WorkerState.STOPPING):
         return _reason_leaving(model)
     if model.loading:
@@ -196,7 +198,7 @@ def _loading_words(state: SchedulerState, model: Model, now: float) -> str:
 
 
 def _reason_serving(
-    state: SchedulerState, model: Model, waiting: Waiting, ahead: list[Waiting]
+    state: SchedulerState, model: Model, waiting: Waiting, place: int, ahead: list[Waiting]
 ) -> _Reason:
     item = waiting.item
     if waiting.oversized:
@@ -211,7 +213,8 @@ def _reason_serving(
         return Rule.YIELDING, (), "its model serves only a higher class before it must go"
     if ahead:
         nearest = tuple(other.item.id for other in ahead[: -_BLOCKERS - 1 : -1])
-        return Rule.BEHIND, nearest, f"{len(ahead)} ahead, {busy}"
+        more = "more than " if place > len(ahead) + 1 else ""  # looked no further
+        return Rule.BEHIND, nearest, f"{more}{len(ahead)} ahead, {busy}"
     if model.slots - model.used > 0:
         busy += f", it takes {model.slots_for(item)}"
     return Rule.SLOTS_BUSY, tuple(model.leases)[:_BLOCKERS], busy

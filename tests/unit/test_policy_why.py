@@ -365,3 +365,12 @@ def test_statistics_are_of_one_moment():
     assert model.queued == {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 1}
     assert (model.queued_tokens, model.oldest_wait_s) == (50, 4.0)
     assert (model.memory_bytes, model.pinned, model.leaving, model.wanted) == (5, True, None, False)
+
+
+def test_who_stands_far_back_is_told_that_there_are_more_than_were_looked_at():
+    box = box_of(ready="a")
+    for number in range(602):
+        box.ask(f"r{number}", service_s=9.0)
+    first = policy.story(box.state, "r601")[0]
+    assert first.detail.startswith("more than 512 ahead, ")
+    assert policy.story(box.state, "r99")[0].detail.startswith("98 ahead, ")
