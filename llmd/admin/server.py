@@ -2,7 +2,8 @@
 
 The daemon opens it first and closes it last, so that operators can watch it start and end. One
 connection, whatever its peer does, costs the others nothing: what it may leave unread and what it
-may have under way is bounded, and its end is nobody else's.
+may have under way is bounded, and its end is nobody else's. Nor can all connections of those who
+may only look keep out one who may act, or all of one such user's another user's.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import errno
 import logging
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -35,6 +37,8 @@ from llmd.workers.logring import LogRing
 _log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 128
+WRITERS_PLACES = 32  # of these, which nobody takes who may only look
+READERS_SHARE = 16  # for one user who may only look
 _MOST_TURNED_AWAY = 32  # at a time; more are hung up on without a word
 _FAREWELL_S = 2.0
 _SEND_TIMEOUT_S = 60.0
@@ -77,6 +81,7 @@ class AdminServer:
         self._hub = Hub(views, self._notices, tick_s=tick_s)
         self._commands = Commands(rooms.operations, views, self._spawn)
         self._streams: set[SocketStream] = set()
+        self._readers: Counter[int] = Counter()  # connections that may only look, by uid
         self._turning_away = 0
         self._nursery: trio.Nursery | None = None
 
@@ -152,11 +157,35 @@ class AdminServer:
         if not access:
             log(_log, "admin peer refused", logging.WARNING, **_who(peer))
             self._turn_away(sock, "permission_denied", "this user may not use the admin socket")
-        elif len(self._streams) >= MAX_CONNECTIONS:
-            self._turn_away(sock, "too_many", f"{MAX_CONNECTIONS} clients are connected already")
+        elif full := self._full(peer, access):
+            self._turn_away(sock, "too_many", full)
         else:
             assert self._nursery is not None
-            self._nursery.start_soon(self._serve, sock, Actor(peer, access))
+            # counted at once: many may come before the first one's task has its turn
+            stream = SocketStream(sock, send_timeout_s=self._send_timeout_s)
+            self._streams.add(stream)
+            if access != "write":
+                self._readers[peer.uid] += 1
+            self._nursery.start_soon(self._serve, stream, Actor(peer, access))
+
+    def _full(self, peer: Peer, access: str) -> str:
+        """Return why there is no place for one more connection; "" when there is one."""
+        if len(self._streams) >= MAX_CONNECTIONS:
+            return f"{MAX_CONNECTIONS} clients are connected already"
+        if access == "write":
+            return ""
+        if self._readers[peer.uid] >= READERS_SHARE:
+            return (
+                f"{peer.user} has {READERS_SHARE} connections already, the share of one user who "
+                "may only look"
+            )
+        most = MAX_CONNECTIONS - WRITERS_PLACES
+        if self._readers.total() >= most:
+            return (
+                f"{most} clients that may only look are connected already; the other places are "
+                "kept for those who may act"
+            )
+        return ""
 
     def _turn_away(self, sock: socket.socket, code: str, message: str) -> None:
         if self._turning_away >= _MOST_TURNED_AWAY:
@@ -182,9 +211,7 @@ class AdminServer:
             self._turning_away -= 1
             stream.close()
 
-    async def _serve(self, sock: socket.socket, actor: Actor) -> None:
-        stream = SocketStream(sock, send_timeout_s=self._send_timeout_s)
-        self._streams.add(stream)
+    async def _serve(self, stream: SocketStream, actor: Actor) -> None:
         connection = Connection(
             stream,
             actor,
@@ -197,6 +224,9 @@ class AdminServer:
             await connection.serve()
         finally:
             self._streams.discard(stream)
+            if actor.access != "write":
+                self._readers[actor.peer.uid] -= 1
+                self._readers += Counter()  # forgets those who have none left
             stream.close()
 
     def _log_of(self, model: str) -> LogRing | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from collections import deque
 from functools import partial
 
 import pytest
@@ -16,7 +17,7 @@ from llmd.admin.connection import Connection
 from llmd.admin.framing import MAX_LINE_BYTES
 from llmd.admin.peercred import Peer as Credentials
 from llmd.admin.peercred import Rights, peer_of
-from llmd.admin.server import MAX_CONNECTIONS
+from llmd.admin.server import MAX_CONNECTIONS, READERS_SHARE, WRITERS_PLACES
 from llmd.admin.socketfile import SocketFile
 from llmd.errors import ConfigError
 from llmd.netio import SocketStream
@@ -183,6 +184,54 @@ async def test_who_is_turned_away_cannot_keep_the_door_busy(desk, autojump_clock
     assert all(message is None or message["code"] == "too_many" for message in heard)
     await trio.sleep(3)
     assert desk.server._turning_away == 0
+
+
+@pytest.fixture
+async def crowd(demo_models, monkeypatch):
+    """Return a desk for everybody, and what connects to it as a user of that uid."""
+    uids = deque()
+
+    def peer_of(_sock):
+        return Credentials(1, uids.popleft(), 1, frozenset())
+
+    monkeypatch.setattr("llmd.admin.server.peer_of", peer_of)
+    async with admin(demo_models, rights=Rights(os.geteuid(), None, read_all=True)) as desk:
+
+        async def connect(uid):
+            uids.append(uid)
+            peer = desk.peer()
+            while uids:
+                await trio.lowlevel.checkpoint()
+            return peer
+
+        yield desk, connect
+
+
+async def test_those_who_may_only_look_leave_places_for_those_who_may_act(crowd):
+    _desk, connect = crowd
+    most = MAX_CONNECTIONS - WRITERS_PLACES
+    silent = [await connect(50_000 + number // READERS_SHARE) for number in range(most)]
+    refused = await connect(60_000)
+    told = await refused.hear()
+    assert (told["code"], "kept for those who may act" in told["message"]) == ("too_many", True)
+    for _ in range(WRITERS_PLACES):
+        assert (await (await connect(0)).ask(type="hello", id=1))["result"]["access"] == "write"
+    assert (await (await connect(0)).hear())["message"].startswith(f"{MAX_CONNECTIONS} clients")
+    assert len(silent) == most
+
+
+async def test_one_user_who_may_only_look_leaves_places_for_others(crowd):
+    desk, connect = crowd
+    silent = [await connect(65_534) for _ in range(READERS_SHARE)]
+    told = await (await connect(65_534)).hear()
+    assert told["code"] == "too_many"
+    assert f"has {READERS_SHARE} connections already" in told["message"]
+    assert (await (await connect(65_533)).ask(type="status", id=1))["type"] == "ok"
+    for peer in silent:
+        peer.stream.close()
+    while desk.server._readers[65_534]:
+        await trio.lowlevel.checkpoint()
+    assert (await (await connect(65_534)).ask(type="status", id=1))["type"] == "ok"
 
 
 # --- rights --------------------------------------------------------------------------------
