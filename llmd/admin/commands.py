@@ -86,7 +86,8 @@ class Commands:
         Raises:
             LlmdError: It is refused.
         """
-        if command.writes and actor.access != "write":
+        looks = isinstance(command, p.Switch) and command.dry_run
+        if command.writes and not looks and actor.access != "write":
             raise errors.PermissionDenied(
                 "this connection may only look: only root, the daemon's own user and members of "
                 "server.admin_group may change anything"
@@ -157,8 +158,10 @@ class Commands:
     def _switch(self, command: p.Switch, actor: Actor) -> Answer:
         operations = self._operations
         operations.expect(command.if_gen)
+        # even a look at a repository makes it a model of the catalog
+        find = self._wanted if actor.access == "write" else self.model
         request = SwitchRequested(
-            model=self._wanted(command.model).name,
+            model=find(command.model).name,
             evict=tuple(self.model(name).name for name in command.evict),
             add=command.add,
             drain_s=operations.drain_s(command.drain_s),
@@ -166,21 +169,23 @@ class Commands:
         )
         if command.dry_run:
             plan = operations.scheduler.plan(request)
-            return describe_plan(self._views, operations, plan, request, dry_run=True)
-        return self._load_by(request, actor, "switch", wait=command.wait)
+            return describe_plan(self._views, operations, plan, request, command)
+        return self._load_by(request, actor, command)
 
     def _load(self, command: p.Load, actor: Actor) -> Answer:
         self._operations.expect(command.if_gen)
         request = SwitchRequested(model=self._wanted(command.model).name, add=True)
-        return self._load_by(request, actor, "load", wait=command.wait)
+        return self._load_by(request, actor, command)
 
-    def _load_by(self, request: SwitchRequested, actor: Actor, word: str, *, wait: bool) -> Answer:
+    def _load_by(
+        self, request: SwitchRequested, actor: Actor, command: p.Switch | p.Load
+    ) -> Answer:
         before = self._operations.scheduler.plan(request)
-        told = describe_plan(self._views, self._operations, before, request, dry_run=False)
+        told = describe_plan(self._views, self._operations, before, request, command)
         plan = self._operations.switch(request)
         self._note(
             actor,
-            word,
+            type(command).__name__.lower(),
             model=plan.model,
             evict=",".join(plan.evict) or None,
             running=sum(plan.drains.values()) or None,
@@ -196,7 +201,7 @@ class Commands:
             await self._operations.until_loaded(plan.model)
             return answer()
 
-        return loaded() if wait else answer()
+        return loaded() if command.wait else answer()
 
     def _unload(self, command: p.Unload, actor: Actor) -> Answer:
         self._operations.expect(command.if_gen)

@@ -6,6 +6,7 @@ One grammar for both, so that what the screen shows can be typed into a shell.
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, Protocol, TypeAlias
 
@@ -287,6 +288,28 @@ def parse(words: Sequence[str], parser: Parser | None = None) -> argparse.Namesp
             usage = "usage: llmctl cancel ID... | --all | --model MODEL | --key KEY\n"
             raise UsageError("name requests, or say --all, --model or --key", usage)
     return options
+
+
+def line_of(command: p.Switch | p.Load) -> str:
+    """Return the line that `parse` makes this command of, quoted for a shell."""
+    words = []
+    if isinstance(command, p.Switch):
+        words = [f"--from={name}" for name in command.evict if name.startswith("-")]
+        for name in command.evict:
+            words += [] if name.startswith("-") else ["--from", name]
+        words += ["--add"] if command.add else []
+        if command.force:
+            words.append("--force")
+        elif command.drain_s is not None:
+            words += ["--drain", repr(command.drain_s).removesuffix(".0")]
+        words += ["--dry-run"] if command.dry_run else []
+    words += ["--wait"] if command.wait else []
+    words += [] if command.if_gen is None else ["--if-gen", str(command.if_gen)]
+    if command.model.startswith("-"):
+        words += ["--", command.model]
+    else:
+        words.insert(0, command.model)
+    return shlex.join(["llmctl", type(command).__name__.lower(), *words])
 
 
 def parse_quickly(words: Sequence[str]) -> argparse.Namespace:

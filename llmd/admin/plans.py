@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
+from msgspec.structs import replace
 
 from llmd.admin import protocol as p
+from llmd.admin.grammar import line_of
 from llmd.admin.views import Views
 from llmd.core.events import SwitchRequested
 from llmd.core.policy import Plan
@@ -12,9 +13,21 @@ from llmd.operations import Operations
 
 
 def describe_plan(
-    views: Views, operations: Operations, plan: Plan, request: SwitchRequested, *, dry_run: bool
+    views: Views,
+    operations: Operations,
+    plan: Plan,
+    request: SwitchRequested,
+    command: p.Switch | p.Load,
 ) -> p.Plan:
-    """Return the scheduler's plan with the numbers that make it readable."""
+    """Return the scheduler's plan with the numbers that make it readable.
+
+    Args:
+        views: For what has been measured.
+        operations: For what is.
+        plan: What the scheduler would do now.
+        request: What it was asked.
+        command: What the operator asked.
+    """
     scheduler = operations.scheduler
     models = {model.model: model for model in scheduler.statistics().models}
     beside = scheduler.plan(SwitchRequested(request.model, add=True))
@@ -48,18 +61,17 @@ def describe_plan(
         limit_bytes=scheduler.state.settings.memory_bytes,
         generation=plan.generation,
         state=operations.state_of(operations.model(plan.model)).value,
-        dry_run=dry_run,
-        command=_line(request, plan.generation),
+        dry_run=isinstance(command, p.Switch) and command.dry_run,
+        command=line_of(_to_do(command, request, plan.generation)),
     )
 
 
-def _line(request: SwitchRequested, generation: int) -> str:
-    """Return the `llmctl` line that does what was asked."""
-    words = ["llmctl", "load" if request.add else "switch", request.model]
-    for name in request.evict:
-        words += ["--from", name]
-    if request.force:
-        words.append("--force")
-    elif request.drain_s:
-        words += ["--drain", f"{request.drain_s:g}"]
-    return shlex.join([*words, "--if-gen", str(generation)])
+def _to_do(
+    command: p.Switch | p.Load, request: SwitchRequested, generation: int
+) -> p.Switch | p.Load:
+    """Return the command that does what this one asks or only looks at, and no later."""
+    if isinstance(command, p.Load):
+        return replace(command, model=request.model, if_gen=generation)
+    return replace(
+        command, model=request.model, evict=request.evict, if_gen=generation, dry_run=False
+    )

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from functools import partial
+from itertools import product
 
+import msgspec
 import pytest
 import trio
 from admin_rig import admin
 from fake_worker_parts import Script
+
+from llmd.admin.grammar import parse
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
 DONE = (200, [], {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
@@ -84,6 +89,22 @@ async def test_a_plan_changes_nothing_and_says_what_the_switch_then_does(desk):
     assert done["result"]["state"] == "ready"
     assert done["result"]["evict"] == plan["evict"]
     assert desk.rig.state("demo-small") == "off"
+
+
+async def test_the_line_of_a_plan_is_the_action_that_was_looked_at(desk):
+    peer = desk.peer()
+    await peer.ask(type="switch", id=1, model="demo-small", wait=True)
+    for flags in product(
+        ({}, {"from": ["demo-small"]}),
+        ({}, {"add": True}),
+        ({}, {"force": True}, {"drain_s": 0}, {"drain_s": 2.5}),
+        ({}, {"wait": True}),
+    ):
+        asked = {k: v for flag in flags for k, v in flag.items()} | {"model": "demo-large"}
+        plan = (await peer.ask(type="switch", id=2, dry_run=True, **asked))["result"]
+        options = parse(shlex.split(plan["command"])[1:])
+        said = msgspec.json.decode(msgspec.json.encode(options.make(options)))
+        assert said == {"type": "switch", "if_gen": plan["generation"], **asked}
 
 
 async def test_an_action_on_an_older_look_is_refused(desk):

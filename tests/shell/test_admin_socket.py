@@ -253,6 +253,10 @@ async def test_who_may_only_read_changes_nothing(desk):
         peer = Peer(theirs)
         assert (await peer.ask(type="hello", id=0))["result"]["access"] == "read"
         assert (await peer.ask(type="status", id=1))["type"] == "ok"
+        plan = await peer.ask(type="switch", id=1, model="demo-small", dry_run=True)
+        assert plan["result"]["dry_run"]
+        repository = await peer.ask(type="switch", id=1, model="o/m-GGUF:Q8_0", dry_run=True)
+        assert repository["code"] == "model_not_found"
         writes = [
             {"type": "switch", "model": "demo-small"},
             {"type": "load", "model": "demo-small"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import socket
 import subprocess
@@ -11,11 +12,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmd import ctl, places
 from llmd.admin import protocol as p
 from llmd.admin import units
-from llmd.admin.grammar import SHELLS, UsageError, build_parser, parse, parse_quickly
+from llmd.admin.grammar import SHELLS, UsageError, build_parser, line_of, parse, parse_quickly
 from llmd.ctl import render, tables
 from llmd.ctl.completion import script
 from llmd.ctl.tables import Style
@@ -54,6 +57,38 @@ def command(*words: str) -> p.Command:
 )
 def test_words_become_commands(words, expected):
     assert command(*words) == expected
+
+
+# argparse knows no way to say a name that is "--"
+NAMES = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=12).filter(
+    "--".__ne__
+) | st.sampled_from(["-x", "--x", "--from", "a b", "it's", "$(id)", "hf/a:Q4"])
+
+
+@given(
+    st.builds(p.Load, model=NAMES, if_gen=st.none() | st.integers(), wait=st.booleans())
+    | st.builds(
+        p.Switch,
+        model=NAMES,
+        evict=st.lists(NAMES, max_size=3).map(tuple),
+        add=st.booleans(),
+        drain_s=st.none() | st.floats(0, 86400),
+        force=st.booleans(),
+        if_gen=st.none() | st.integers(),
+        dry_run=st.booleans(),
+        wait=st.booleans(),
+    )
+)
+def test_the_line_of_a_command_says_the_same_command(wanted):
+    words = shlex.split(line_of(wanted))
+    assert words[0] == "llmctl"
+    options = parse_quickly(words[1:])
+    said = options.make(options)
+    if isinstance(wanted, p.Switch):  # the order of what goes means nothing; force leaves no time
+        assert sorted(said.evict) == sorted(wanted.evict)
+        drain_s = None if wanted.force else wanted.drain_s
+        wanted = msgspec.structs.replace(wanted, evict=said.evict, drain_s=drain_s)
+    assert said == wanted
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ class Switch(Command[Plan], frozen=True, kw_only=True, tag="switch"):
             finish, None = as configured.
         force: Cancel them at once.
         if_gen: Refuse when the generation is another one by now.
-        dry_run: Only say what would be done.
+        dry_run: Only say what would be done, which takes no right to change anything.
         wait: Answer when it is loaded, or known to fail.
     """
 
