@@ -113,6 +113,7 @@ Layouts = Sequence[tuple[int, Sequence[Column]]]
 
 def columns(layouts: Layouts, width: int, *, wide: bool = False) -> list[Column]:
     """Return the columns of the layout for `width` cells, each with its width."""
+    width = max(0, width)  # a terminal may be narrower than what stands around a table
     shown = next(list(found) for least, found in layouts if width >= least)
     if wide:
         shown = [column for column in shown if column.name not in _SPARED]

@@ -148,7 +148,7 @@ class Table(Sparing, ScrollView, can_focus=True):
         """Return one line of what is visible."""
         width = self.size.width
         ground = self.ground
-        room = width - 3
+        room = max(0, width - 3)  # the cursor, a space, and one at the end
         if y == 0:
             return strip([("  " + self._title(room), "dim")], width, self.colours, ground)
         row = y - 1 + self.scroll_offset.y
