@@ -80,7 +80,7 @@ async def test_how_far_a_long_prompt_is_can_be_seen(llmd, stream):
 
 async def test_the_tokens_of_an_abandoned_stream_are_counted(llmd):
     stream = await llmd.connect()
-    request = llmd.chat_bytes("the fox runs " * 500, max_tokens=6000, stream=True)
+    request = llmd.chat_bytes("the fox runs " * 150, max_tokens=5000, stream=True)
     await stream.send_all(
         request.replace(b"Host: 127.0.0.1", b"Host: 127.0.0.1\r\nAuthorization: Bearer sk-alice")
     )
@@ -94,7 +94,7 @@ async def test_the_tokens_of_an_abandoned_stream_are_counted(llmd):
     page = (await llmd.call("GET", "/metrics", key="sk-root")).body.decode()
     assert f'llmd_tokens_total{{kind="prompt",model="m"}} {prompt}.0' in page
     assert f'llmd_tokens_total{{kind="completion",model="m"}} {completion}.0' in page
-    assert prompt > 1000
+    assert prompt > 300
     assert completion >= 1
 
 
