@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import trio
 from msgspec.structs import replace
 
 from llmd.admin import protocol as p
 from llmd.admin.grammar import line_of
 from llmd.admin.views import Views
+from llmd.core.estimates import drain_left_s
 from llmd.core.events import SwitchRequested
 from llmd.core.policy import Plan
 from llmd.operations import Operations
@@ -32,6 +34,19 @@ def describe_plan(
     models = {model.model: model for model in scheduler.statistics().models}
     beside = scheduler.plan(SwitchRequested(request.model, add=True))
     longest = views.service_p95_s()
+
+    def goes(name: str) -> p.Eviction:
+        left_s = drain_left_s(scheduler.state, scheduler.state.models[name], trio.current_time())
+        return p.Eviction(
+            model=name,
+            running=models[name].running,
+            queued=sum(models[name].queued.values()),
+            memory_bytes=models[name].memory_bytes,
+            service_s=models[name].service_s,
+            service_p95_s=longest.get(name),
+            left_s=None if left_s is None else round(left_s, 3),
+        )
+
     return p.Plan(
         model=plan.model,
         loaded=plan.loaded,
@@ -39,17 +54,8 @@ def describe_plan(
         reason=plan.reason,
         add=plan.add,
         fits_beside=beside.fits,
-        evict=tuple(
-            p.Eviction(
-                model=name,
-                running=plan.drains.get(name, 0),
-                queued=plan.queued.get(name, 0),
-                memory_bytes=models[name].memory_bytes,
-                service_s=models[name].service_s,
-                service_p95_s=longest.get(name),
-            )
-            for name in plan.evict
-        ),
+        evict=tuple(map(goes, plan.evict)),
+        going=tuple(map(goes, plan.going)),
         queued=plan.queued.get(plan.model, 0),
         load_s=round(plan.load_s, 3),
         load_measured=scheduler.state.model(plan.model).measured_load,

@@ -34,6 +34,7 @@ class Plan:
         generation: What the plan was made for.
         reason: Why it does not fit; "" if it does.
         not_loaded: Models that were to go and are not there: the switch does nothing.
+        going: Models on their way out already, for which the load has to wait, besides `evict`.
     """
 
     model: str
@@ -47,6 +48,7 @@ class Plan:
     generation: int
     reason: str = ""
     not_loaded: tuple[str, ...] = ()
+    going: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -193,7 +195,25 @@ def plan_switch(state: SchedulerState, event: SwitchRequested, now: float) -> Pl
         generation=state.generation,
         reason=draft.reason,
         not_loaded=draft.not_there,
+        going=tuple(m.name for m in _going(state, draft)),
     )
+
+
+def _going(state: SchedulerState, draft: _Draft) -> list[Model]:
+    """Return what gives way already and has to be gone before the load can begin."""
+    if draft.loaded or not draft.fits:
+        return []
+    settled = [*draft.victims, *draft.inherited, *draft.resumed]
+    going = [
+        m
+        for m in state.present.values()
+        if (m.leaving is not None or m.state is WorkerState.STOPPING) and m not in settled
+    ]
+    gone = [*draft.victims, *draft.inherited, draft.model]
+    held = [m for m in state.present.values() if m not in gone]
+    if any(_missing(state, held, draft.size_bytes)):
+        return going
+    return [m for m in going if m is draft.model]  # whose old process always ends first
 
 
 def _cancel_at(drain_s: float, now: float, *, force: bool) -> float:

@@ -22,10 +22,11 @@ def plan(view: p.Plan, style: Style) -> list[str]:
     lines = [style.bold(head)]
     if not view.fits:
         return [*lines, f"  does NOT fit: {view.reason}"]
+    lines += [f"  waits for {_going(going, view.model)}" for going in view.going]
     lines += [f"  evicts {_eviction(eviction)}" for eviction in view.evict]
     lines += _fate(view)
     if not view.loaded:
-        freed = sum(eviction.memory_bytes for eviction in view.evict)
+        freed = sum(eviction.memory_bytes for eviction in (*view.evict, *view.going))
         after = max(0, view.held_bytes - freed) + view.memory_bytes
         limit = f" of {size(view.limit_bytes)}" if view.limit_bytes else ""
         before = f"{size(view.held_bytes)} held now" if view.held_bytes else "nothing held now"
@@ -37,6 +38,18 @@ def plan(view: p.Plan, style: Style) -> list[str]:
     if view.dry_run:
         lines.append(f"  do it: {view.command}")
     return lines
+
+
+def _going(view: p.Eviction, model: str) -> str:
+    """Say what a load waits for that is on its way out already."""
+    name = "its old process" if view.model == model else view.model
+    if not view.running:
+        return f"{name}, which is going already: frees {held(view.memory_bytes)}"
+    left = "nobody knows how long" if view.left_s is None else f"about {span(view.left_s)}"
+    return (
+        f"{name}, which drains already: frees {held(view.memory_bytes)}, "
+        f"{view.running} running, {left}"
+    )
 
 
 def _eviction(view: p.Eviction) -> str:
@@ -72,6 +85,8 @@ def _load(view: p.Plan) -> str:
     else:
         expected = f"about {span(view.load_s)}, a guess: it was never measured"
     verb = "waits" if view.queued == 1 else "wait"
+    if view.going and view.load_s:
+        expected += " from then on"
     waiting = f"; {_many(view.queued, 'request')} {verb} for it" if view.queued else ""
     return expected + waiting
 

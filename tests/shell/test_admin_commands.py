@@ -91,6 +91,18 @@ async def test_a_plan_changes_nothing_and_says_what_the_switch_then_does(desk):
     assert desk.rig.state("demo-small") == "off"
 
 
+async def test_a_plan_says_what_drains_already_and_counts_its_memory_once(desk):
+    peer = desk.peer()
+    await running(desk, "demo-small")
+    await peer.ask(type="switch", id=1, model="demo-large")
+    plan = (await peer.ask(type="switch", id=2, model="demo-large", dry_run=True))["result"]
+    assert (plan["fits"], plan["evict"]) == (True, [])
+    [going] = plan["going"]
+    assert (going["model"], going["running"]) == ("demo-small", 1)
+    assert going["memory_bytes"] == plan["held_bytes"]
+    await peer.ask(type="cancel", id=3, all=True)
+
+
 async def test_the_line_of_a_plan_is_the_action_that_was_looked_at(desk):
     peer = desk.peer()
     await peer.ask(type="switch", id=1, model="demo-small", wait=True)

@@ -388,6 +388,21 @@ def test_a_plan_is_told_plainly():
     ]
 
 
+def test_a_plan_says_what_it_waits_for_that_goes_already():
+    going = p.Eviction(model="b", running=2, memory_bytes=20 << 30, left_s=5.0)
+    gone = p.Eviction(model="a", memory_bytes=1 << 30, left_s=0.0)
+    told = render.plan(msgspec.structs.replace(PLAN, evict=(), going=(going, gone)), Style())
+    assert told[1:5] == [
+        "  waits for b, which drains already: frees 20.0G, 2 running, about 5.0s",
+        "  waits for its old process, which is going already: frees 1.0G",
+        "  memory: 20.0G held now, 24.0G of 64.0G afterwards",
+        "  load: about 14s from then on; 1 request waits for it",
+    ]
+    unknown = msgspec.structs.replace(going, left_s=None)
+    told = render.plan(msgspec.structs.replace(PLAN, going=(unknown,)), Style())
+    assert told[1].endswith("2 running, nobody knows how long")
+
+
 @pytest.mark.parametrize(
     ("other", "line"),
     [

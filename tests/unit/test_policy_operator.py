@@ -63,6 +63,32 @@ def test_the_plan_tells_what_would_happen_and_changes_nothing():
     assert box.of(DrainWorker) == [DrainWorker("a", Rule.OPERATOR, "b")]
 
 
+def test_a_plan_names_what_is_on_its_way_out_already():
+    box = box_of(ready="a")
+    box.ask("a1", service_s=math.inf)
+    switch(box, "b")
+    plan = plan_switch(box.state, SwitchRequested("b"), box.now)
+    assert (plan.fits, plan.evict, plan.going) == (True, (), ("a",))
+    plan = plan_switch(box.state, SwitchRequested("c"), box.now)  # takes over what goes for b
+    assert (plan.evict, plan.going) == (("a",), ())
+
+
+def test_a_plan_waits_for_nobody_who_goes_beside_room_enough():
+    box = box_of(ready="a", max_loaded=2)
+    box.ask("a1", service_s=math.inf)
+    box.post(UnloadRequested("a"))
+    plan = plan_switch(box.state, SwitchRequested("b"), box.now)
+    assert (plan.fits, plan.evict, plan.going) == (True, (), ())
+    assert plan_switch(box.state, SwitchRequested("a"), box.now).going == ()  # it may stay
+
+
+def test_a_plan_waits_for_the_models_own_old_process():
+    box = box_of(ready="a", max_loaded=2)
+    box.post(UnloadRequested("a"))
+    plan = plan_switch(box.state, SwitchRequested("a"), box.now)
+    assert (plan.loaded, plan.going) == (False, ("a",))
+
+
 def test_a_plan_for_a_model_never_heard_of_learns_nothing():
     box = box_of()
     assert plan_switch(box.state, SwitchRequested("hf:x"), 0.0).fits

@@ -15,6 +15,8 @@ class Eviction(View, frozen=True, kw_only=True):
         service_s: How long a request there lasts on average.
         service_p95_s: How long all but the longest 5 % of those lasted that ended in the last
             minutes; None when none did.
+        left_s: When the last request there is expected to have ended, in seconds from now and no
+            later than a drain allows; None = not known.
     """
 
     model: str
@@ -23,6 +25,7 @@ class Eviction(View, frozen=True, kw_only=True):
     memory_bytes: int = 0
     service_s: float | None = None
     service_p95_s: float | None = None
+    left_s: float | None = None
 
 
 class Plan(View, frozen=True, kw_only=True):
@@ -36,6 +39,7 @@ class Plan(View, frozen=True, kw_only=True):
         add: It was asked to come beside what is loaded.
         fits_beside: It would fit without evicting anything.
         evict: What goes for it.
+        going: What is on its way out already, and has to be gone before the model is loaded.
         queued: Requests that wait for the model already.
         load_s: Expected seconds of its load; 0 when it is loaded, or when nothing tells.
         load_measured: It was loaded before, and `load_s` is what that took on average.
@@ -60,6 +64,7 @@ class Plan(View, frozen=True, kw_only=True):
     add: bool = False
     fits_beside: bool = False
     evict: tuple[Eviction, ...] = ()
+    going: tuple[Eviction, ...] = ()
     queued: int = 0
     load_s: float = 0.0
     load_measured: bool = False
