@@ -1,39 +1,42 @@
-"""Asks before a typed command is carried out that more than one person would feel."""
+"""Asks before a typed command is carried out that more than one person would feel.
+
+Switch, unload, restart and cancel have windows of their own; here is what else there is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from msgspec.structs import replace
-
 from llmd.admin import protocol as p
 from llmtui import answers
-from llmtui.form import span
 from llmtui.rows import Line
-from llmtui.screens.confirm import Confirm
 from llmtui.screens.desk import Desk
 from llmtui.screens.flow import told
+from llmtui.screens.named import Named
 from llmtui.state import RUNNING, State
 
 
-class Carry(Confirm):
+class Carry(Named):
     """Says what a command hits, and carries it out if told to.
 
     Args:
         desk: What it works with.
         asked: The command; it carries the generation that was seen.
         text: As it was typed.
-        plan: What a switch would do.
     """
 
-    def __init__(
-        self, desk: Desk, asked: p.Command[Any], text: str, plan: p.Plan | None = None
-    ) -> None:
-        super().__init__(desk)
+    def __init__(self, desk: Desk, asked: p.Command[Any], text: str) -> None:
         self._asked = asked
         self._text = text
-        self._plan = plan
+        word = text.split()[0]
+        super().__init__(desk, word, f"the word {word}")
+
+    @property
+    def serves(self) -> bool:
+        """Whether anything is to be typed: everything goes, and somebody is served."""
+        totals = self.desk.state().totals
+        return isinstance(self._asked, p.Stop) and totals.running + totals.queued > 0
 
     def heading(self) -> str:
         """Return what is asked."""
@@ -45,16 +48,18 @@ class Carry(Confirm):
 
     def command(self) -> str:
         """Return the `llmctl` line that does the same."""
-        return f"llmctl {self._text}"
+        generation = getattr(self._asked, "if_gen", None)
+        if generation is None or "--if-gen" in self._text:
+            return f"llmctl {self._text}"
+        return f"llmctl {self._text} --if-gen {generation}"
 
     def lines(self, width: int) -> list[Line]:
         """Return what it hits."""
         made: list[Line] = []
-        if self._plan is not None:
-            plan = replace(self._plan, command="")  # what was typed stands below
-            made += answers.lines(plan, width, self.desk.now(), self.look)
         for sentence in hits(self._asked, self.desk.state()):
             made += told(sentence, width)
+        word = self._text.split()[0]
+        made += self.wanted_lines(f"It serves. To go on, type {word} below.", width)
         return made + self.end_lines(width)
 
     async def act(self) -> str:
@@ -65,17 +70,6 @@ class Carry(Confirm):
 def hits(asked: p.Command[Any], state: State) -> Sequence[str]:
     """Return in sentences whom a command hits."""
     workers = state.workers
-    if isinstance(asked, p.Unload | p.Restart):
-        worker = workers.get(asked.model)
-        if worker is None:
-            return ()
-        fate = "are cancelled" if asked.force else "may finish"
-        if asked.drain_s and not asked.force:
-            fate += f" within {span(asked.drain_s)}, then they are cancelled"
-        return (
-            f"{worker.running} running on {asked.model} {fate}.",
-            f"{worker.waiting} queued for it wait on.",
-        )
     if isinstance(asked, p.Stop | p.Drain):
         queued = sum(request.state == "queued" for request in state.requests.values())
         running = sum(request.state in RUNNING for request in state.requests.values())
@@ -89,11 +83,9 @@ def hits(asked: p.Command[Any], state: State) -> Sequence[str]:
 
 def must_ask(asked: p.Command[Any], state: State) -> bool:
     """Return whether a command may hit others, so that it is asked first."""
-    if isinstance(asked, p.Switch):
-        return not asked.dry_run
     if isinstance(asked, p.Unload | p.Restart):
         worker = state.workers.get(asked.model)
-        return worker is not None and bool(worker.running or worker.waiting)
+        return worker is not None and worker.state != "off"
     if isinstance(asked, p.Drain):
         return asked.reject_queued and state.totals.queued > 0
     return isinstance(asked, p.Stop)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -74,6 +74,18 @@ def understood(text: str) -> Words:
     if name == "switch" and not options.model:
         raise UsageError("switch to which model?", known[name].format_usage())
     return Words(plain, name, options)
+
+
+def whole_id(part: str, ids: Iterable[str]) -> str:
+    """Return the one id that begins or ends with what was typed; where none or several do, that.
+
+    Rows show the end of an id; the daemon is asked about whole ones.
+    """
+    known = list(ids)
+    if part in known:
+        return part
+    fits = [name for name in known if name.startswith((part, f"r-{part}")) or name.endswith(part)]
+    return fits[0] if part and len(fits) == 1 else part
 
 
 def commands(parser: Parser) -> dict[str, argparse.ArgumentParser]:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from textual import work
 from textual.command import CommandPalette
+from textual.screen import Screen
 
 from llmd.admin import protocol as p
 from llmd.admin.calls import AdminError
@@ -15,7 +16,7 @@ from llmd.admin.grammar import UsageError
 from llmtui import answers
 from llmtui.acting import Acting
 from llmtui.carry import Carry, must_ask
-from llmtui.command import History, Words, completed, understood
+from llmtui.command import History, Words, completed, understood, whole_id
 from llmtui.palette import Everything
 from llmtui.rows import Line
 from llmtui.screens.cancel import Cancel
@@ -23,6 +24,7 @@ from llmtui.screens.help import Help
 from llmtui.screens.logs import Logs
 from llmtui.screens.request import RequestDetail
 from llmtui.screens.switch import Switch
+from llmtui.screens.unload import Unload
 from llmtui.state import client_of
 from llmtui.widgets.prompt import Prompt
 
@@ -103,7 +105,7 @@ class Commanding(Acting):
         if options.json:
             return False
         if name == "why":
-            self.push_screen(RequestDetail(self.desk, options.request))
+            self.push_screen(RequestDetail(self.desk, self._whole(options.request)))
         elif name == "logs":
             self.push_screen(Logs(self.desk, options.model))
         elif name == "watch":
@@ -119,22 +121,47 @@ class Commanding(Acting):
             self.say(self.desk.refusal, "warn")
             return
         if isinstance(asked, p.Cancel):
-            hit = self._hit(asked)
-            if hit and not (asked.all and len(hit) != len(self.link.state.requests)):
-                self.push_screen(Cancel(self.desk, hit))
-                return
-        if isinstance(asked, p.Switch):
-            plain = p.Switch(model=asked.model, evict=asked.evict, add=asked.add)
-            if asked == plain:
-                window = Switch(self.desk, asked.model, evict=asked.evict, add=asked.add)
-                self.push_screen(window)
-                return
+            asked = msgspec.structs.replace(asked, requests=tuple(map(self._whole, asked.requests)))
+        window = self._window(asked)
+        if window is not None:
+            self.push_screen(window)
+            return
         if getattr(asked, "if_gen", 0) is None:  # on what was seen, and on nothing else
             asked = msgspec.structs.replace(asked, if_gen=self.link.state.generation)
         if must_ask(asked, self.link.state):
-            self._ask_first(asked, words.text)
+            self.push_screen(Carry(self.desk, asked, words.text))
         else:
             self._call(asked, words.text, as_json=options.json)
+
+    def _window(self, asked: p.Command[Any]) -> Screen[bool] | None:
+        """Return the window that a key opens for the same, with what was typed chosen in it."""
+        if isinstance(asked, p.Cancel):
+            hit = self._hit(asked)
+            return Cancel(self.desk, hit) if hit else None
+        if isinstance(asked, p.Switch) and not asked.dry_run:
+            return Switch(
+                self.desk,
+                asked.model,
+                evict=asked.evict,
+                add=asked.add,
+                drain_s=asked.drain_s,
+                force=asked.force,
+                if_gen=asked.if_gen,
+            )
+        if isinstance(asked, p.Unload | p.Restart) and must_ask(asked, self.link.state):
+            return Unload(
+                self.desk,
+                asked.model,
+                restart=isinstance(asked, p.Restart),
+                drain_s=asked.drain_s or 0.0,
+                force=asked.force,
+                if_gen=asked.if_gen,
+            )
+        return None
+
+    def _whole(self, name: str) -> str:
+        """Return the id of the one request on the screen that a part of an id means."""
+        return whole_id(name, self.link.state.requests)
 
     def _hit(self, asked: p.Cancel) -> list[p.Request]:
         """Return the live requests that a cancel is about."""
@@ -153,20 +180,6 @@ class Commanding(Acting):
                 )
             )
         ]
-
-    @work(exclusive=True, group="command")
-    async def _ask_first(self, asked: p.Command[Any], text: str) -> None:
-        plan = None
-        if isinstance(asked, p.Switch):
-            try:
-                plan = await self.link.source.call(msgspec.structs.replace(asked, dry_run=True))
-            except AdminError as error:
-                self.say(str(error), "bad")
-                return
-            if not plan.fits or plan.loaded:
-                self._answer(plan, text, as_json=False)
-                return
-        self.push_screen(Carry(self.desk, asked, text, plan))
 
     @work(group="command")
     async def _call(self, asked: p.Command[Any], text: str, *, as_json: bool) -> None:

@@ -42,11 +42,21 @@ class Chosen:
     drain_s: float = 0.0
 
 
-def first_choice(plan: p.Plan) -> Chosen:
-    """Return what a plan starts with: a drain long enough for nearly all that run."""
+def first_choice(plan: p.Plan, drain_s: float | None = None, *, force: bool = False) -> Chosen:
+    """Return what a plan starts with.
+
+    Args:
+        plan: It.
+        drain_s: The drain that was asked for; None = one long enough for nearly all that run.
+        force: Cancelling what runs was asked for.
+    """
     if plan.add:
         return Chosen(Way.ADD)
-    return Chosen(Way.DRAIN, suggested_drain_s(plan) if running(plan) else 0.0)
+    if not running(plan):
+        return Chosen()
+    if force:
+        return Chosen(Way.CANCEL)
+    return Chosen(Way.DRAIN, suggested_drain_s(plan) if drain_s is None else drain_s)
 
 
 def suggested_drain_s(plan: p.Plan) -> float:

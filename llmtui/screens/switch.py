@@ -39,6 +39,9 @@ class Switch(Confirm):
         model: To be loaded.
         evict: What is to go for it; () lets the daemon choose.
         add: Begin with nothing going.
+        drain_s: Begin with this drain; 0 = all may finish, None = what the plan suggests.
+        force: Begin with what runs being cancelled.
+        if_gen: What must be loaded still when the first plan is made; None = anything.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -49,12 +52,23 @@ class Switch(Confirm):
     ]
 
     def __init__(
-        self, desk: Desk, model: str, *, evict: Sequence[str] = (), add: bool = False
+        self,
+        desk: Desk,
+        model: str,
+        *,
+        evict: Sequence[str] = (),
+        add: bool = False,
+        drain_s: float | None = None,
+        force: bool = False,
+        if_gen: int | None = None,
     ) -> None:
         super().__init__(desk)
         self._model = model
         self._evict = tuple(evict)
         self._add = add
+        self._drain_s = drain_s
+        self._force = force
+        self._if_gen = if_gen
         self._plan: p.Plan | None = None
         self._chosen = Chosen()
 
@@ -67,13 +81,16 @@ class Switch(Confirm):
         """Ask for a fresh plan."""
         try:
             source = self.desk.source()
-            plan = await source.switch(self._model, evict=self._evict, add=self._add, dry_run=True)
+            if_gen, self._if_gen = self._if_gen, None  # a fresh plan is of what is loaded then
+            plan = await source.switch(
+                self._model, evict=self._evict, add=self._add, if_gen=if_gen, dry_run=True
+            )
         except AdminError as error:
             self.trouble = clean(str(error))
         else:
             self.trouble = ""
             if self._plan is None or not self._same_ways(plan):
-                self._chosen = first_choice(plan)
+                self._chosen = first_choice(plan, self._drain_s, force=self._force)
             self._plan = plan
         self.repaint()
 

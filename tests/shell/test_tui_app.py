@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 from textual import events
 
+from llmd.admin import protocol as p
 from llmd.admin.calls import Unreachable
 from llmtui.app import main
 from llmtui.bindings import KEYS, help_lines
@@ -315,24 +316,61 @@ def test_a_command_answers_in_a_line_or_a_window():
     play(steps)
 
 
-def test_commands_that_hit_others_are_asked_first():
+@pytest.mark.parametrize(
+    ("line", "focused", "expected"),
+    [
+        ("cancel --key batch-7", "no", ["3 queued"]),
+        ("cancel --all", "no", ["6 running"]),
+        ("cancel 5aa90", "no", ["Cancel 8f35aa90?", "llmctl cancel r-8f35aa90"]),
+        ("cancel r-8f30", "no", ["Cancel 8f301122?"]),
+        (
+            "unload qwen3-32b-q4 --force", "named",
+            ["type the model's name", "unload qwen3-32b-q4 --force --if-gen 41"],
+        ),
+        ("unload qwen3-32b-q4 --drain 20", "named", ["--drain 20 --if-gen 41", "go on for 20s"]),
+        ("restart qwen3-32b-q4", "named", ["type the model's name", "until it is back"]),
+        ("stop", "named", ["type the word stop", "turned away", "llmctl stop --if-gen 41"]),
+        ("switch qwen3-coder-30b --from gemma3-27b-q4", "no", ["fresh plan", "FITS"]),
+        ("switch qwen3-coder-30b --drain 3", "no", ["run 3s more", "--drain 3 --if-gen 41"]),
+        ("switch qwen3-coder-30b --force", "no", ["--force --if-gen 41", "cancel them"]),
+        ("switch qwen3-coder-30b --if-gen 7", "no", ["has changed meanwhile"]),
+    ],
+)  # fmt: skip
+def test_commands_that_hit_others_open_the_windows_of_the_keys(line, focused, expected):
     async def steps(app, pilot):
-        asks = (
-            ("cancel --key batch-7", "3 queued"),
-            ("unload qwen3-32b-q4", "running on qwen3-32b-q4"),
-            ("switch qwen3-coder-30b --from gemma3-27b-q4", "fresh plan"),
-            ("switch qwen3-coder-30b --drain 5", "evicts gemma3-27b-q4"),
-            ("stop", "turned away"),
-        )
-        for line, words in asks:
-            await pilot.press("colon", *typed(line), "enter")
-            await until(pilot, lambda: len(app.screen_stack) == 2)
+        await pilot.press("colon", *typed(line), "enter")
+        await until(pilot, lambda: len(app.screen_stack) == 2)
+        for words in expected:
             await until(pilot, lambda: words in drawn(app))  # noqa: B023
-            assert app.focused.id == "no"
-            await pilot.press("escape")
-            assert not app.shown.gone
+        assert app.focused.id == focused
+        await pilot.press("escape")
+        assert not app.shown.gone
+        assert not app.link.source.off
 
     play(steps)
+
+
+def test_stop_acts_once_its_word_is_typed():
+    asked = []
+
+    class Stops(Demo):
+        async def call(self, command):
+            asked.append(command)
+            return p.Stopped(unload=("qwen3-32b-q4",), refused=6, running=6)
+
+    async def steps(app, pilot):
+        await pilot.press("colon", *typed("stop"), "enter")
+        await until(pilot, lambda: "type the word stop" in drawn(app))
+        await pilot.press(*"sto", "enter", "enter")
+        assert not asked
+        assert len(app.screen_stack) == 1
+        await pilot.press("colon", *typed("stop"), "enter")
+        await until(pilot, lambda: "type the word stop" in drawn(app))
+        await pilot.press(*"stop", "enter", "enter")
+        await until(pilot, lambda: "6 turned away" in drawn(app))
+        assert asked == [p.Stop(if_gen=41)]
+
+    play(steps, Stops)
 
 
 def test_tab_completes_and_the_arrows_show_what_was_typed_before():
