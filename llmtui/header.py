@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from math import ceil
 
 from llmd.admin import protocol as p
 from llmtui.form import bar, count, fit, size, span, spark
@@ -52,8 +53,9 @@ def link(state: State, now: float, look: Look) -> Part:
     if state.link == "connecting":
         return f"{ring} CONNECTING", "warn"
     ago = span(now - (state.heard_at or state.lost_at or now))
-    retry = max(0, round((state.retry_at or now) - now))
-    return f"{ring} STALE {ago}, retry in {retry}s", "bad"
+    if state.retry_at is None:
+        return f"{ring} STALE {ago}, retrying", "bad"
+    return f"{ring} STALE {ago}, retry in {max(1, ceil(state.retry_at - now))}s", "bad"
 
 
 def _first(state: State, width: int, now: float, look: Look, tells: Bar) -> Line:

@@ -6,17 +6,20 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from llmd.admin import protocol as p
 from llmd.admin.calls import AdminError, Unreachable
-from llmtui.state import State, greeted, heard, lost
+from llmtui.state import State, greeted, heard, lost, retrying
 
 R = TypeVar("R")
 
 _FIRST_RETRY_S = 0.5
 _LAST_RETRY_S = 5.0
 _SILENCE_S = 15.0  # the daemon says something every 5 s
+_PING_S = 1.0
+_ANSWER_S = 2.5  # a daemon that is well answers within milliseconds
 
 
 class Source(Protocol):
@@ -121,7 +124,7 @@ class Link:
             try:
                 await self._follow(source)
             except (AdminError, OSError, asyncio.TimeoutError) as error:
-                trouble = str(error) or "the daemon is silent"
+                trouble = str(error) or "the daemon does not answer"
             finally:
                 self._source = None
                 with suppress(OSError):
@@ -132,14 +135,51 @@ class Link:
             self.state = lost(self.state, now, now + delay_s, trouble)
             self._changed()
             await asyncio.sleep(delay_s)
+            self.state = retrying(self.state)
+            self._changed()
             delay_s = min(_LAST_RETRY_S, delay_s * 2)
 
     async def _follow(self, source: Source) -> None:
-        await source.connect()
-        started = time.perf_counter()
-        welcome = await source.hello()
-        self.state = greeted(self.state, welcome, time.perf_counter() - started)
+        await asyncio.wait_for(source.connect(), _ANSWER_S)
+        await self._greet(source)
         self._source = source
+        tasks = [asyncio.create_task(work(source)) for work in (self._listen, self._ping)]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            task.result()
+
+    async def _greet(self, source: Source) -> None:
+        """Have an answer, and see how long it takes."""
+
+        async def timed() -> tuple[p.Welcome, float]:
+            # timed in the task itself: until that begins to run is no fault of the daemon
+            started = time.perf_counter()
+            return await source.hello(), time.perf_counter() - started
+
+        welcome, latency_s = await asyncio.wait_for(timed(), _ANSWER_S)
+        self.state = greeted(self.state, welcome, latency_s)
+
+    async def _ping(self, source: Source) -> None:
+        """Fail once there is neither an answer nor an event: a process that is stopped, or worse.
+
+        Its sockets are still open, so nothing else would tell for long.
+        """
+        while True:
+            await asyncio.sleep(_PING_S)
+            try:
+                await self._greet(source)
+            except asyncio.TimeoutError:
+                if self._clock() - self.state.heard_at > _ANSWER_S:
+                    raise
+            else:
+                self.state = replace(self.state, heard_at=self._clock())
+
+    async def _listen(self, source: Source) -> None:
         async with aclosing(source.subscribe()) as messages:  # type: ignore[type-var]
             while True:
                 try:

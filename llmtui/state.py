@@ -30,11 +30,11 @@ class State:
 
     Attributes:
         link: `connecting`, `live` or `stale`.
-        lost_at, retry_at: Of a stale link: since when, and when it is tried again.
+        lost_at, retry_at: Of a stale link: since when, and when it is tried again; None = now.
         trouble: Why the link is not live.
         access: "write" or "read".
-        latency_s: Of the greeting.
-        heard_at: When the last message came.
+        latency_s: Of the last greeting, which is repeated all the time.
+        heard_at: When the last message or answer came.
         fresh: Requests that have just come, and when.
         gone: Requests that have just ended, and when; they leave after `GONE_S`.
         log: The last lines of the daemon's log.
@@ -78,6 +78,11 @@ def lost(state: State, now: float, retry_at: float, trouble: str) -> State:
     """Return the state once the link broke: the last data stay, and are known to be old."""
     since = state.lost_at if state.lost_at is not None else now
     return replace(state, link="stale", lost_at=since, retry_at=retry_at, trouble=trouble)
+
+
+def retrying(state: State) -> State:
+    """Return the state while a lost link is tried again."""
+    return replace(state, retry_at=None)
 
 
 def held(shown: State, link: State) -> State:
