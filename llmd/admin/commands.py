@@ -8,7 +8,7 @@ logged with who asked for it and what it hit.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,6 +18,7 @@ import trio
 from llmd import errors
 from llmd.admin import protocol as p
 from llmd.admin.grammar import did_you_mean
+from llmd.admin.ids import whole_ids
 from llmd.admin.peercred import Peer
 from llmd.admin.plans import describe_plan
 from llmd.admin.views import Views
@@ -117,7 +118,8 @@ class Commands:
         return self._views.requests(msgspec.structs.replace(command, model=model))
 
     def _why(self, command: p.GetWhy, actor: Actor) -> p.Story:
-        record = self._views.record(command.request)
+        [request_id] = self._whole([command.request])
+        record = self._views.record(request_id)
         if record is None:
             raise errors.RequestNotFound(_unknown(command.request))
         return self._views.story(record)
@@ -314,7 +316,7 @@ class Commands:
             ]
             return handles, [], []
         handles, ended, unknown = [], [], []
-        for request_id in dict.fromkeys(ids):
+        for request_id in dict.fromkeys(self._whole(ids)):
             handle = registry.live(request_id)
             if handle is not None:
                 handles.append(handle)
@@ -325,6 +327,17 @@ class Commands:
         if unknown and not handles and not ended:
             raise errors.RequestNotFound(_unknown(", ".join(unknown[:_NAMED])))
         return handles, ended, unknown
+
+    def _whole(self, said: Sequence[str]) -> list[str]:
+        """Return whole ids for those that were said in part.
+
+        Raises:
+            InvalidRequest: A part means several requests; the ended ones count, too.
+        """
+        registry = self._operations.registry
+        if all(registry.record(name) for name in said):
+            return list(said)
+        return whole_ids(said, (record.id for record in registry.records()))
 
     # --- everything -------------------------------------------------------------------------
 

@@ -191,6 +191,26 @@ async def test_cancel_by_id_answers_once_it_has_ended(desk):
     assert (await peer.ask(type="cancel", id=3, request="r-nope"))["code"] == "request_not_found"
 
 
+async def test_a_part_of_an_id_as_tables_show_it_is_enough_and_never_hits_another(desk):
+    first, second = "r-11110000aaaa1234", "r-3333000082b01234"
+    await running(desk, request_id=first)
+    await running(desk, request_id=second)
+    peer = desk.peer()
+    story = await peer.ask(type="why", id=1, request="82b01234")
+    assert story["result"]["request"]["id"] == second
+    for refused in ({"request": "1234"}, {"requests": ["82b01234", "1234"]}):
+        answer = await peer.ask(type="cancel", id=2, **refused)
+        assert answer["code"] == "invalid_request"
+        assert f"any of {first}, {second}" in answer["message"]
+    assert not any(handle.cause for handle in desk.rig.registry.handles())
+    hit = await peer.ask(type="cancel", id=3, requests=["3333", "82b01234", second])
+    assert hit["result"]["cancelled"] == [second]
+    again = await peer.ask(type="cancel", id=4, request="82b01234")
+    assert again["result"]["ended"] == [second]
+    assert (await desk.rig.ask("GET", "/requests/82b01234")).status == 404
+    await peer.ask(type="cancel", id=5, all=True)
+
+
 @pytest.mark.parametrize(
     ("chosen", "hit"),
     [

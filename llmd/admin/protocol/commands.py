@@ -86,7 +86,11 @@ class GetQueue(Command[Queue], frozen=True, kw_only=True, tag="queue"):
 
 
 class GetWhy(Command[Story], frozen=True, kw_only=True, tag="why"):
-    """Ask for a request's whole story."""
+    """Ask for a request's whole story.
+
+    Attributes:
+        request: Its id, or the part of it that a table shows (see `Cancel`).
+    """
 
     returns = Story
 
@@ -175,6 +179,10 @@ class Reset(Command[Acted], frozen=True, kw_only=True, tag="reset"):
 
 class Cancel(Command[Cancelled], frozen=True, kw_only=True, tag="cancel"):
     """Cancel requests: those named, or all that match.
+
+    An id may be said in part: its end or its beginning, from 4 characters on (llmd's own `r-` does
+    not count, and may be left out). What fits several requests, ended ones included, is refused
+    and nothing is cancelled.
 
     Attributes:
         request: One id.
