@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json and not options.once:
         return _complain("--json goes with --once")
     if options.once:
-        return asyncio.run(_once(_maker(options), as_json=options.json))
+        once = _once(_maker(options), as_json=options.json, ascii_only=_plain(options))
+        return asyncio.run(once)
     if options.keys:
         return _keys()
     if options.svg is not None:
@@ -54,10 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         keymap = read_keymap(keymap_path(os.environ), scopes())
     except KeymapError as error:
         return _complain(*error.faults)
-    plain = options.ascii or "utf" not in (sys.stdout.encoding or "").lower()
     app = LlmTui(
         _maker(options),
-        look=Look(ascii_only=plain),
+        look=Look(ascii_only=_plain(options)),
         read_only=options.read_only,
         colours=options.theme,
         keymap=keymap,
@@ -146,7 +146,11 @@ def _picture(options: argparse.Namespace) -> int:
     except TimeoutError:
         _complain("no data came: is llmd running?")
         return 3
-    options.svg.write_text(drawn, encoding="utf-8")
+    try:
+        options.svg.write_text(drawn, encoding="utf-8")
+    except OSError as error:
+        _complain(f"cannot write {options.svg}: {error.strerror}")
+        return 1
     return 0
 
 
@@ -155,13 +159,12 @@ def _keys() -> int:
     from llmtui.keymap import keymap_path, template
     from llmtui.screen import scopes
 
-    sys.stdout.write(f"# {keymap_path(os.environ)}: what is left out stays as it is here\n")
+    head = f"# {keymap_path(os.environ)}: what is left out stays as it is here"
     lines = template(scopes(), {key.id: key.about for key in KEYS})
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0
+    return _print("\n".join([head, *lines]))
 
 
-async def _once(make: Callable[[], Source], *, as_json: bool) -> int:
+async def _once(make: Callable[[], Source], *, as_json: bool, ascii_only: bool) -> int:
     source = make()
     try:
         await source.connect()
@@ -174,20 +177,47 @@ async def _once(make: Callable[[], Source], *, as_json: bool) -> int:
         await source.close()
     assert isinstance(message, p.Snapshot)
     if as_json:
-        sys.stdout.write(msgspec.json.encode(message).decode() + "\n")
-    else:
-        sys.stdout.write("\n".join(page(message)) + "\n")
+        return _print(msgspec.json.encode(message).decode())
+    return _print("\n".join(page(message, ascii_only=ascii_only)))
+
+
+def _print(text: str) -> int:
+    """Write text out, whatever the locale can spell; returns the exit code."""
+    stream = sys.stdout
+    spelt = text.encode(stream.encoding or "ascii", "backslashreplace")
+    try:
+        stream.write(spelt.decode(stream.encoding or "ascii") + "\n")
+        stream.flush()
+    except BrokenPipeError:
+        _swallow(stream)
+        return 0  # who read it has seen enough
+    except OSError as error:
+        _swallow(stream)
+        _complain(f"cannot write: {error.strerror}")
+        return 1
     return 0
 
 
-def page(message: p.Snapshot, width: int = 118) -> list[str]:
+def _swallow(stream: TextIO) -> None:
+    """Let what is still to be written go nowhere, or Python complains of it at the very end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _plain(options: argparse.Namespace) -> bool:
+    """Return whether to draw with ASCII only: as asked for, or since the locale has no more."""
+    return bool(options.ascii) or "utf" not in (sys.stdout.encoding or "").lower()
+
+
+def page(message: p.Snapshot, width: int = 118, *, ascii_only: bool = False) -> list[str]:
     """Return a snapshot as plain lines."""
     from llmtui.columns import heading, request_columns, worker_columns
     from llmtui.header import Bar, header
     from llmtui.rows import request_row, worker_row
     from llmtui.state import State, heard, request_order, worker_order
 
-    now, look = message.at, Look()
+    now, look = message.at, Look(ascii_only=ascii_only)
     state = heard(State(), message, now)
     lines = header(state, width, now, look, Bar(at=now))
     shown = ["".join(text for text, _ in line) for line in lines]
