@@ -21,6 +21,7 @@ import math
 import select
 import socket
 from collections.abc import Callable, Iterator
+from time import perf_counter
 
 import trio
 
@@ -61,6 +62,7 @@ class Pump(trio.abc.Instrument):
         self._sockets: dict[int, _Pumped] = {}
         self._paused: dict[int, _Pumped] = {}
         self._due = math.inf  # when the first pause ends
+        self._offset_s = 0.0
         self._epoll: select.epoll | None = None
         self._token: trio.lowlevel.TrioToken | None = None
 
@@ -77,6 +79,7 @@ class Pump(trio.abc.Instrument):
         with contextlib.closing(select.epoll()) as self._epoll:
             self._epoll.register(loop, select.EPOLLIN)
             self._token = trio.lowlevel.current_trio_token()
+            self._offset_s = trio.current_time() - perf_counter()  # of trio's own clock
             trio.lowlevel.add_instrument(self)
             self.attached = True
             try:
@@ -137,25 +140,25 @@ class Pump(trio.abc.Instrument):
         if not self._sockets or self._epoll is None:
             return
         sleeps = timeout > 0
-        now = trio.current_time()
+        poll, sockets = self._epoll.poll, self._sockets
+        now = perf_counter() + self._offset_s
         until = now + timeout
         while True:
-            wait_s = min(timeout, max(self._due - now, 0.0))
-            found = self._epoll.poll(wait_s)
-            now = trio.current_time()
+            due = self._due
+            found = poll(timeout if due > until else max(due - now, 0.0))
+            now = perf_counter() + self._offset_s
             back = False
             for fd, _ in found:
-                pumped = self._sockets.get(fd)
-                if pumped is None:
-                    back = True  # trio has something to do
-                elif self._serve(fd, pumped, now):
+                pumped = sockets.get(fd)
+                # without a socket it is trio that has something to do
+                if pumped is None or self._serve(fd, pumped, now):
                     back = True
             if now >= self._due:
                 back |= self._end_pauses(now)
-            timeout = max(until - now, 0.0)
             if back:
                 return
-            if not timeout:
+            timeout = until - now
+            if timeout <= 0:
                 if sleeps:  # trio would sleep for as long once more
                     self._wake_trio()
                 return
@@ -173,19 +176,19 @@ class Pump(trio.abc.Instrument):
         """Have one socket read, and tell whether its task goes on."""
         try:
             pause_s = pumped.readable(now)
-            cancelled = self._sockets.get(fd) is not pumped  # by itself, just now
-            if pause_s >= 0 and not cancelled and (pause_s or fd in self._paused):
-                self._wait(fd, pumped, now, pause_s)
+            ours = self._sockets.get(fd) is pumped  # else it has cancelled itself just now
+            if pause_s >= 0 and ours:
+                self.served += 1
+                if pause_s or fd in self._paused:
+                    self._wait(fd, pumped, now, pause_s)
+                return False
         except BaseException as error:  # it belongs to the task
-            pause_s, pumped.error = DONE, error
-            cancelled = self._sockets.get(fd) is not pumped
-        if cancelled:
-            self._wake_trio()
-        elif pause_s < 0:
+            pumped.error = error
+            ours = self._sockets.get(fd) is pumped
+        if ours:
             self._end(fd, pumped)
         else:
-            self.served += 1
-            return False
+            self._wake_trio()
         return True
 
     def _wait(self, fd: int, pumped: _Pumped, now: float, pause_s: float) -> None:

@@ -118,7 +118,7 @@ class Connection:
 
     def send_framed_now(self, chunk: bytes) -> bytes | None:
         """Do as `send_chunk_now` with what is framed as a chunk already."""
-        if not self.in_chunks:
+        if self._tls is not None or not self._protocol.chunked or self._closing:
             return None
         try:
             sent = self._socket_stream.send_now(chunk)

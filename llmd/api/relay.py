@@ -209,27 +209,31 @@ class Relay:
         record, answer, drop_progress = self._record, self._answer, self.drop_progress
 
         def take(data: bytes, framed: bool, now: float) -> float | None:
-            if not answer.in_chunks:
-                return None
-            if not data:
-                return pace.after_read(now, 0)
             if framed:
                 if not splitter.ordinary(data) or (drop_progress and PROGRESS in data):
                     return None
-                splitter.passed()
                 left = answer.framed_now(data)
+                if left is None:
+                    return None
+                count = 1
+                splitter.events += 1
+            elif not answer.in_chunks:
+                return None
+            elif not data:
+                return pace.after_read(now, 0)
             else:
                 events = splitter.feed(data)
                 if drop_progress and PROGRESS in events:
                     events = without_progress(events)
                 left = answer.more_now(events) if events else b""
+                count = splitter.count
             self._heard = now
-            record.events += splitter.count
+            record.events += count
             self._unsent = left
             if splitter.finished:
                 answer.all_said()
                 return DONE
-            pause_s = pace.after_read(now, splitter.count)
+            pause_s = pace.after_read(now, count)
             return pause_s if left == b"" else DONE
 
         pause_s, self._pause_s = self._pause_s, 0.0

@@ -109,6 +109,7 @@ class Splitter:
 
     Attributes:
         count: Events that the last `feed` returned, comments and `[DONE]` included.
+        events: All that came so far.
         generating: An event of the answer itself has come, not only the progress of the prompt.
         failed: The worker has sent an error as an event.
         finished: The stream has come to its proper end: `[DONE]`, an error or, in the form that
@@ -119,12 +120,12 @@ class Splitter:
         "_cached_tokens",
         "_choices",
         "_completion_tokens",
-        "_events",
         "_pending",
         "_pending_bytes",
         "_prompt_tokens",
         "_settled",
         "count",
+        "events",
         "failed",
         "finished",
         "generating",
@@ -134,7 +135,7 @@ class Splitter:
         self._choices = max(choices, 1)
         self._pending: list[bytes] = []
         self._pending_bytes = 0
-        self._events = 0
+        self.events = 0
         self._settled = False
         self._prompt_tokens = 0
         self._completion_tokens = 0
@@ -157,7 +158,7 @@ class Splitter:
                 self.count = 0
                 return data
         self.count = count = data.count(_END)
-        self._events += count
+        self.events += count
         if not self.generating:
             self.generating = _DATA in data and _PROGRESS not in data and not data.startswith(_NULL)
         # ordinary events are known by what each of them carries; all others are looked at
@@ -168,7 +169,7 @@ class Splitter:
         return data
 
     def ordinary(self, chunk: bytes) -> bool:
-        """Tell whether a chunk is one event like most; `passed` counts it then.
+        """Tell whether a chunk is one event like most, to be counted in `events` if passed on.
 
         Args:
             chunk: As it came, the framing of its chunk included.
@@ -181,17 +182,12 @@ class Splitter:
             and not self._pending
         )
 
-    def passed(self) -> None:
-        """Count an event that was passed on without `feed`."""
-        self._events += 1
-        self.count = 1
-
     def usage(self) -> Usage:
         """Return what has been used until now; final once the stream has ended."""
         exact = self._settled and self.finished and not self.failed
         return Usage(
             self._prompt_tokens // self._choices,
-            self._completion_tokens if exact else max(self._completion_tokens, self._events),
+            self._completion_tokens if exact else max(self._completion_tokens, self.events),
             self._cached_tokens // self._choices,
             exact,
         )
