@@ -123,11 +123,14 @@ def plan_lines(
         return lines + told(state, width, style="accent")
     if not plan.fits:
         return lines + told(plan.reason, width, style="bad", label="why")
+    for number, going in enumerate(plan.going):
+        lines += _leaves(going, plan.model, width, "" if number else "waits")
     if plan.evict and chosen.way is not Way.ADD:
         for number, eviction in enumerate(plan.evict):
             lines += _goes(eviction, width, "" if number else "evicts")
     elif chosen.way is Way.ADD or not plan.evict:
-        lines += told("nothing: it comes beside what is loaded", width, label="evicts")
+        nothing = "nothing more" if plan.going else "nothing: it comes beside what is loaded"
+        lines += told(nothing, width, label="evicts")
     ways = _ways(plan, chosen, width, keys)
     lines += [[], *ways, []] if ways else []
     lines += _load(plan, width)
@@ -137,10 +140,12 @@ def plan_lines(
 def _memory(plan: p.Plan, chosen: Chosen, width: int, look: Look, key: str) -> list[Line]:
     add = chosen.way is Way.ADD
     freed = 0 if add else sum(eviction.memory_bytes for eviction in plan.evict)
+    left = sum(going.memory_bytes for going in plan.going)
     more = 0 if plan.loaded else plan.memory_bytes
-    after = max(0, plan.held_bytes - freed + more)
+    after = max(0, plan.held_bytes - left - freed + more)
     sums: list[Line] = [
         [(f"{size(plan.held_bytes)} now", "")],
+        [(f"-{size(left)} goes already" if left else "", "ok")],
         [(f"-{size(freed)} evict" if freed else "", "ok")],
         [(f"+{size(more)} load" if more else "", "warn")],
     ]
@@ -157,7 +162,7 @@ def _memory(plan: p.Plan, chosen: Chosen, width: int, look: Look, key: str) -> l
     lines = labelled("memory", [*sums, whole], width, gap=2)
     lines += labelled("", [drawn, verdict], width)
     if plan.fits_beside and plan.evict and not add and not plan.loaded:
-        beside = plan.held_bytes + plan.memory_bytes
+        beside = plan.held_bytes - left + plan.memory_bytes
         lines += labelled(
             "",
             [
@@ -167,6 +172,18 @@ def _memory(plan: p.Plan, chosen: Chosen, width: int, look: Look, key: str) -> l
             width,
         )
     return lines
+
+
+def _leaves(going: p.Eviction, model: str, width: int, label: str) -> list[Line]:
+    """Return what is on its way out already, and when the load can begin for it."""
+    name = "its own old process" if going.model == model else clean(going.model)
+    left = "nobody knows how long" if going.left_s is None else f"about {short(going.left_s)}"
+    chunks: list[Line] = [
+        [(f"for {name}, which {'drains' if going.running else 'goes'} already", "")],
+        [(f"{going.running} running, {left}" if going.running else "", "warn")],
+        [(f"frees {size(going.memory_bytes)}", "dim")],
+    ]
+    return labelled(label, chunks, width)
 
 
 def _goes(eviction: p.Eviction, width: int, label: str) -> list[Line]:
@@ -245,7 +262,7 @@ def _load(plan: p.Plan, width: int) -> list[Line]:
         time, basis = "?", "it was never loaded, so nobody knows"
     waits = f"{plan.queued} wait{'' if plan.queued != 1 else 's'} for it"
     chunks: list[Line] = [
-        [("takes ", "dim"), (time, "")],
+        [("then takes " if plan.going else "takes ", "dim"), (time, "")],
         [(f"({basis})", "dim")],
         [(waits, "warn" if plan.queued else "dim")],
     ]

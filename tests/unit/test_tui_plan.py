@@ -56,6 +56,17 @@ def test_a_plan_says_what_goes_what_comes_and_that_it_fits():
         assert expected in words
 
 
+def test_a_plan_waits_for_what_goes_already():
+    goes = p.Eviction(model="gemma", running=2, memory_bytes=20 * GIB, left_s=9.0)
+    words = told(replace(PLAN, evict=(), fits_beside=False, going=(goes,)))
+    for expected in (
+        "86.0G now -20.0G goes already +21.0G load = 87.0G of 133G", "evicts nothing more",
+        "waits for gemma, which drains already 2 running, about 9.0s frees 20.0G",
+        "then takes 14s",
+    ):  # fmt: skip
+        assert expected in words
+
+
 def test_each_way_has_its_memory_its_clients_and_its_line():
     drain, cancel, add = Chosen(Way.DRAIN, 15.0), Chosen(Way.CANCEL), Chosen(Way.ADD)
     assert command_of(PLAN, drain) == "llmctl switch coder --from gemma --drain 15 --if-gen 41"
