@@ -6,6 +6,7 @@ what only some commands need is imported by them, so that it starts fast.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -24,12 +25,13 @@ from llmd.admin.grammar import (
     did_you_mean,
     parse_quickly,
 )
-from llmd.client import BadReply, Client, Refused, Unreachable
+from llmd.client import AdminError, Client, Refused, Unreachable
 
 if TYPE_CHECKING:
     from llmd.ctl.tables import Style
 
 DONE, REFUSED, USAGE, UNREACHABLE = 0, 1, 2, 3
+_PLAIN: Mapping[int, str] = {ord("∞"): "-", ord("…"): "~"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,28 +41,55 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: From argparse, for `--help`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if sys.stdout is None:  # closed by who started us
+        return _complain(
+            "there is no output to write to", REFUSED, json=_wants_json(words), code="output"
+        )
+    try:
+        try:
+            return _carry_out(words)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # who read our output has had enough
+        _write_no_more()
+        return DONE
+    except OSError as error:
+        _write_no_more()
+        message = f"the output cannot be written: {error.strerror or error}"
+        return _complain(message, REFUSED, json=_wants_json(words), code="output")
+
+
+def _wants_json(words: Sequence[str]) -> bool:
+    return "--json" in words
+
+
+def _write_no_more() -> None:
+    """Have nothing flushed to the output any more, at exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _carry_out(words: Sequence[str]) -> int:
     if words[:1] == ["_names"]:
         return _names(words[1:])
+    json = _wants_json(words)
     try:
         options = parse_quickly(words)
     except UsageError as error:
         named = next((word for word in words if word in p.NOT_BUILT), "")
         if named and not commands_of(build_parser()).keys() & set(words):
             message = f"{named} is not supported yet by this version of llmd"
-            return _complain(message, REFUSED, json="--json" in words, code="not_supported")
-        sys.stderr.write(error.usage)
-        return _complain(str(error), USAGE)
+            return _complain(message, REFUSED, json=json, code="not_supported")
+        if not json:
+            _say(error.usage)
+        return _complain(str(error), USAGE, json=json, code="usage")
     try:
         return _run(options)
     except KeyboardInterrupt:
         return DONE if options.name in ("watch", "logs") else 130
-    except BrokenPipeError:
-        # who read our output has had enough; nothing may be flushed there at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
     except Refused as error:
         return _complain(error.message, REFUSED, json=options.json, code=error.code)
-    except (Unreachable, BadReply) as error:
+    except AdminError as error:
         return _complain(str(error), UNREACHABLE, json=options.json, code="unreachable")
 
 
@@ -71,10 +100,12 @@ def _run(options: Namespace) -> int:
         sys.stdout.write(script(build_parser(), options.shell))
         return DONE
     if options.make is None:
+        if options.json:
+            return _complain("name a command", USAGE, json=True, code="usage")
         build_parser().print_help(sys.stderr)
         return USAGE
     if options.name == "switch" and not options.model:
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if not all(end and end.isatty() for end in (sys.stdin, sys.stderr)):
             wanted = "switch needs the name of a model, since there is no terminal to choose at"
             return _complain(wanted, USAGE, json=options.json, code="usage")
         options.model = _choose(options)
@@ -84,21 +115,26 @@ def _run(options: Namespace) -> int:
         return _version(options)
     out = _Output(sys.stdout, style(sys.stdout, os.environ), json=options.json)
     with Client(options.socket) as client:
-        if options.name == "watch":
-            for message in client.subscribe(*options.topics):
-                out.show(message)
-            return _complain("llmd has ended", UNREACHABLE)
-        if options.name == "logs" and options.follow:
-            for line in client.follow(options.model, lines=options.lines):
-                out.show(line)
-            return _complain("llmd has ended", UNREACHABLE)
+        if options.name == "watch" or (options.name == "logs" and options.follow):
+            return _follow(client, options, out)
         answer = client.call(options.make(options))
     out.show(answer)
-    if isinstance(answer, p.Log) and not answer.lines and not options.json:
-        sys.stderr.write(f"llmctl: the worker of {answer.model} has said nothing yet\n")
+    if isinstance(answer, p.Log) and not answer.lines and options.lines and not options.json:
+        _complain(f"the worker of {answer.model} has said nothing yet", DONE)
     refused = isinstance(answer, p.Plan) and not answer.fits
     missed = isinstance(answer, p.Cancelled) and (answer.unknown or answer.pending)
     return REFUSED if refused or missed else DONE
+
+
+def _follow(client: Client, options: Namespace, out: _Output) -> int:
+    """Show what goes on until the daemon ends."""
+    if options.name == "watch":
+        for message in client.subscribe(*options.topics):
+            out.show(message)
+    else:
+        for line in client.follow(options.model, lines=options.lines):
+            out.show(line)
+    return _complain("llmd has ended", UNREACHABLE, json=options.json, code="unreachable")
 
 
 def _version(options: Namespace) -> int:
@@ -107,8 +143,9 @@ def _version(options: Namespace) -> int:
         with Client(options.socket) as client:
             daemon = client.version()
     except Unreachable as error:
-        sys.stdout.write(f"llmctl {__version__}\n")
-        return _complain(str(error), UNREACHABLE)
+        if not options.json:
+            sys.stdout.write(f"llmctl {__version__}\n")
+        return _complain(str(error), UNREACHABLE, json=options.json, code="unreachable")
     if not options.json:
         sys.stdout.write(f"llmctl {__version__}\n")
     _Output(sys.stdout, style(sys.stdout, os.environ), json=options.json).show(daemon)
@@ -149,7 +186,7 @@ def _names(words: Sequence[str]) -> int:
                 names = [model.name for model in client.models().models]
             else:
                 names = [request.id for request in client.requests().requests]
-    except (Refused, Unreachable, BadReply):
+    except AdminError:
         return UNREACHABLE
     sys.stdout.write("".join(f"{name}\n" for name in names))
     return DONE
@@ -179,8 +216,20 @@ class _Output:
 
     def show(self, answer: Any) -> None:
         for line in self._as_json(answer) if self._json else self._as_text(answer):
-            self._out.write(line + "\n")
+            try:
+                self._out.write(line + "\n")
+            except UnicodeEncodeError:
+                self._out.write(self._encodable(line) + "\n")
         self._out.flush()
+
+    def _encodable(self, line: str) -> str:
+        """Return a line as the output's encoding, such as ASCII, can have it."""
+        if self._json:
+            from json import dumps, loads
+
+            return dumps(loads(line))  # escapes say the same
+        encoding = self._out.encoding or "ascii"
+        return line.translate(_PLAIN).encode(encoding, "replace").decode(encoding)
 
     def _as_json(self, answer: Any) -> list[str]:
         rows: Sequence[Any] = (answer,)
@@ -201,7 +250,14 @@ class _Output:
 def _complain(message: str, status: int, *, json: bool = False, code: str = "") -> int:
     if json:
         error = {"error": {"code": code, "message": message}}
-        sys.stderr.write(msgspec.json.encode(error).decode() + "\n")
+        _say(msgspec.json.encode(error).decode() + "\n")
     else:
-        sys.stderr.write(f"llmctl: {message}\n")
+        _say(f"llmctl: {message}\n")
     return status
+
+
+def _say(text: str) -> None:
+    """Write to who started us, if he listens: the exit status says the rest."""
+    with contextlib.suppress(OSError):
+        if sys.stderr is not None:
+            sys.stderr.write(text)

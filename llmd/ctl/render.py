@@ -8,7 +8,7 @@ from typing import Any
 from llmd.admin import protocol as p
 from llmd.admin.units import count, size, span
 from llmd.ctl.results import acted, admission, cancelled, plan, stopped
-from llmd.ctl.story import story
+from llmd.ctl.story import outcome, story
 from llmd.ctl.tables import Style, clock, flow, held, shorten, table
 
 _PAUSED = "admission paused (llmctl resume)"
@@ -171,7 +171,7 @@ def _why(request: p.Request, now: float) -> str:
             else (request.why.detail)
         )
     if request.ended:
-        return request.reason or (str(request.status) if request.status else "")
+        return outcome(request)
     if request.state == "prefill" and request.progress is not None:
         return f"{request.progress:.0%} of the prompt read"
     if request.silent_since_at is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from llmd.admin import protocol as p
 from llmd.admin.units import count, span
 from llmd.ctl.tables import Style, clock
@@ -62,6 +64,24 @@ def _step(step: p.Why) -> str:
     line = f", #{step.position} in line" if step.position else ""
     by = f", by {', '.join(step.blockers)}" if step.blockers else ""
     return f"waits{line}: {step.detail}  [{step.rule}{by}]"
+
+
+_CAUSES: Mapping[str, str] = {
+    "owner": "cancelled by owner",
+    "operator": "cancelled by an operator",
+    "evicted": "cancelled: its model had to go",
+    "shutdown": "llmd ended",
+}
+
+
+def outcome(request: p.Request) -> str:
+    """Return in a few words how a request ended."""
+    if request.cancelled_by:
+        return f"cancelled by {request.cancelled_by}"
+    if request.reason:
+        return request.reason
+    cause = request.cancel_cause
+    return _CAUSES.get(cause) or cause.replace("_", " ") or request.state.replace("_", " ")
 
 
 def _end(request: p.Request) -> str:

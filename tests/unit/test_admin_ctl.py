@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shlex
 import shutil
 import socket
@@ -198,6 +200,86 @@ def test_what_is_not_built_yet_is_refused_and_not_in_the_help(capsys):
 def test_switch_without_a_name_needs_a_terminal(capsys):
     assert ctl.main(["switch"]) == ctl.USAGE
     assert "needs the name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "code"),
+    [
+        (("swich", "a"), 2, "usage"),
+        (("switch", "a", "--drain", "x"), 2, "usage"),
+        (("cancel",), 2, "usage"),
+        ((), 2, "usage"),
+        (("version", "--socket", "/nope"), 3, "unreachable"),
+        (("status", "--socket", "/nope"), 3, "unreachable"),
+        (("watch", "--socket", "/nope"), 3, "unreachable"),
+        (("users",), 1, "not_supported"),
+    ],
+)
+def test_with_json_every_error_is_json_and_alone(words, status, code, capsys):
+    assert ctl.main(["--json", *words]) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert json.loads(err)["error"]["code"] == code
+
+
+def shell(line: str, **env: str) -> tuple[int, str]:
+    """Return the exit status of a shell's line, with `llmctl` in it, and what it said."""
+    llmctl = f"{shlex.quote(sys.executable)} -c 'from llmd.ctl import main; exit(main())'"
+    done = subprocess.run(
+        ["sh", "-c", line.replace("llmctl", llmctl)],
+        capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **env},
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("command", ["completion zsh", "version --socket /nope"])
+def test_an_output_that_takes_nothing_is_told(command):
+    status, said = shell(f"llmctl {command} >/dev/full")
+    last = said.splitlines()[-1]
+    assert (status, last) == (1, "llmctl: the output cannot be written: No space left on device")
+    assert "Traceback" not in said
+
+
+def test_without_an_output_nothing_is_begun():
+    assert shell("llmctl completion zsh >&-") == (1, "llmctl: there is no output to write to\n")
+    assert shell("llmctl nope 2>&-")[0] == 2
+
+
+def test_what_an_encoding_has_not_is_replaced():
+    queue = p.Queue(
+        admission_open=True,
+        queued=0,
+        queued_tokens=0,
+        max_queued=0,
+        max_queued_tokens=0,
+        by_class={},
+    )
+    model = p.Model(name="mé", state="off")
+    for as_json, answer in ((False, queue), (True, p.Models(models=(model,)))):
+        raw = io.BytesIO()
+        out = io.TextIOWrapper(raw, encoding="ascii")
+        ctl._Output(out, Style(), json=as_json).show(answer)
+        line = raw.getvalue().decode("ascii").splitlines()[0]
+        assert json.loads(line)["name"] == "mé" if as_json else line.startswith("queued 0/-")
+
+
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        ({"state": "done", "status": 200}, "done"),
+        ({"state": "abandoned", "status": 499, "cancel_cause": "client_gone"}, "client gone"),
+        ({"state": "cancelled", "status": 499, "cancel_cause": "owner"}, "cancelled by owner"),
+        ({"state": "cancelled", "cancelled_by": "root (uid 0, pid 1)"},
+         "cancelled by root (uid 0, pid 1)"),
+        ({"state": "timed_out", "status": 504, "cancel_cause": "timeout"}, "timeout"),
+        ({"state": "refused", "status": 429, "reason": "too many"}, "too many"),
+    ],
+)  # fmt: skip
+def test_a_request_that_ended_says_in_words_how(end, why):
+    request = p.Request(id="r-1", received_at=1000.0, ended_at=1001.0, **end)
+    lines = render.requests(p.Requests(requests=(request,), total=1), Style(), 1010.0)
+    assert lines[-1].endswith(f"  {why}")
 
 
 def test_it_starts_without_what_is_slow():
