@@ -287,6 +287,9 @@ def parse(words: Sequence[str], parser: Parser | None = None) -> argparse.Namesp
         if sum(chosen) != 1:
             usage = "usage: llmctl cancel ID... | --all | --model MODEL | --key KEY\n"
             raise UsageError("name requests, or say --all, --model or --key", usage)
+    if getattr(options, "force", False) and getattr(options, "drain", None):
+        usage = commands_of(parser)[options.name].format_usage()
+        raise UsageError("say --drain or --force: --force leaves no time", usage)
     return options
 
 

@@ -208,6 +208,7 @@ def test_switch_without_a_name_needs_a_terminal(capsys):
         (("swich", "a"), 2, "usage"),
         (("switch", "a", "--drain", "x"), 2, "usage"),
         (("cancel",), 2, "usage"),
+        (("unload", "a", "--drain", "3", "--force"), 2, "usage"),
         ((), 2, "usage"),
         (("version", "--socket", "/nope"), 3, "unreachable"),
         (("status", "--socket", "/nope"), 3, "unreachable"),
