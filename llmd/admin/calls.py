@@ -63,11 +63,14 @@ class Codec:
         """Return the command as a line.
 
         Raises:
-            ValueError: It is longer than a line may be.
+            AdminError: It is longer than a line may be, or holds what is no text.
         """
-        data = self._encode(command)
+        try:
+            data = self._encode(command)
+        except UnicodeEncodeError as error:
+            raise AdminError(f"the command holds what is no text: {error.reason}") from error
         if len(data) > MAX_LINE_BYTES:
-            raise ValueError(f"the command is longer than {MAX_LINE_BYTES} bytes")
+            raise AdminError(f"the command is longer than {MAX_LINE_BYTES} bytes")
         return data + b"\n"
 
     def message(self, line: bytes) -> p.AnyMessage:

@@ -25,7 +25,7 @@ from llmd.admin.grammar import (
     did_you_mean,
     parse_quickly,
 )
-from llmd.client import AdminError, Client, Refused, Unreachable
+from llmd.client import AdminError, BadReply, Client, Refused, Unreachable
 
 if TYPE_CHECKING:
     from llmd.ctl.tables import Style
@@ -89,8 +89,10 @@ def _carry_out(words: Sequence[str]) -> int:
         return DONE if options.name in ("watch", "logs") else 130
     except Refused as error:
         return _complain(error.message, REFUSED, json=options.json, code=error.code)
-    except AdminError as error:
+    except (Unreachable, BadReply) as error:
         return _complain(str(error), UNREACHABLE, json=options.json, code="unreachable")
+    except AdminError as error:  # of a command that no line can hold
+        return _complain(str(error), USAGE, json=options.json, code="usage")
 
 
 def _run(options: Namespace) -> int:

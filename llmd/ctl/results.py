@@ -12,7 +12,9 @@ def plan(view: p.Plan, style: Style) -> list[str]:
     names = ", ".join(eviction.model for eviction in view.evict)
     instead = f" in place of {names}" if names else ""
     if view.loaded and not view.evict:
-        head = f"{view.model} is loaded already ({view.state})"
+        comes = view.state in ("starting", "loading", "backoff")
+        already = "is on its way already" if comes else "is loaded already"
+        head = f"{view.model} {already} ({view.state})"
     elif view.dry_run:
         head = f"plan: load {view.model}{instead}; nothing is done yet"
     elif view.state == "ready":

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from llmd import ctl, places
 from llmd.admin import protocol as p
 from llmd.admin import units
+from llmd.admin.calls import AdminError, Codec
 from llmd.admin.grammar import SHELLS, UsageError, build_parser, line_of, parse, parse_quickly
 from llmd.ctl import render, tables
 from llmd.ctl.completion import script
@@ -459,6 +460,12 @@ PLAN = p.Plan(
 )
 
 
+@pytest.mark.parametrize("name", ["m\udcff", "m" * (4 << 20)])
+def test_a_command_that_no_line_can_hold_is_an_error_of_the_client(name):
+    with pytest.raises(AdminError, match="the command "):
+        Codec().line(p.Load(model=name))
+
+
 def test_a_plan_is_told_plainly():
     assert render.plan(PLAN, Style()) == [
         "plan: load a in place of b; nothing is done yet",
@@ -499,6 +506,7 @@ def test_a_plan_says_what_it_waits_for_that_goes_already():
         ),
         ({"state": "ready", "dry_run": False}, "a is ready in place of b"),
         ({"loaded": True, "evict": (), "state": "ready"}, "a is loaded already (ready)"),
+        ({"loaded": True, "evict": (), "state": "loading"}, "a is on its way already (loading)"),
         ({"held_bytes": 0, "evict": ()}, "  memory: nothing held now, 24.0G of 64.0G afterwards"),
     ],
 )
