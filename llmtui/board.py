@@ -252,7 +252,8 @@ class Board(LeanApp):
     @on(Table.Fitted)
     def fitted(self) -> None:
         """Say how many rows are hidden now."""
-        self.titles()
+        if self.screen_stack:  # else it is being taken down
+            self.titles()
 
     def _title(self, table: Table, title: str, about: str, more: list[str]) -> None:
         words = [*self.view.told(table.id or ""), *more]

@@ -57,7 +57,7 @@ class Demo(Play):
             now, seq = self.clock(), seq + 1
             before = requests
             workers, requests = self.workers(now), self.requests(now)
-            changed = [r for r in requests.values() if before[r.id] != r]
+            changed = [r for r in requests.values() if before.get(r.id) != r]
             yield p.Event(
                 seq=seq, at=now, daemon=self.daemon(), totals=self.totals(now),
                 workers=tuple(workers.values()), requests=tuple(changed),
@@ -205,14 +205,14 @@ def _model(worker: p.Worker) -> p.Model:
 
 
 def _steps(request: p.Request) -> tuple[p.Why, ...]:
-    """Return what a request waited for: others first, then what its row says."""
+    """Return what a request waited for, the last as its row says it."""
     queued_at = request.queued_at or request.received_at
     if request.why is not None:
-        ahead = p.Why(
-            at=queued_at, rule="behind", blockers=("r-8f1ea711",), position=request.position + 1,
-            detail="1 ahead, 4/4 slots busy",
+        before = p.Why(
+            at=queued_at, rule="slots_busy" if request.position == 1 else "behind",
+            blockers=("r-8f1ea711",), position=request.position, detail="4/4 slots busy",
         )  # fmt: skip
-        return (ahead, replace(request.why, at=queued_at + 1.4, blockers=("r-8f21c04a",)))
+        return (before, replace(request.why, at=queued_at + 1.4, blockers=("r-8f21c04a",)))
     if request.granted_at is None:
         return ()
     busy = p.Why(

@@ -17,12 +17,16 @@ from llmd.admin import protocol as p
 
 GIB = 1 << 30
 LIMIT = 133 * GIB  # the GPU's memory but for the reserve
-_CYCLE_S = 60.0
+_BYTES_PER_TOKEN, _EVENT_BYTES = 4, 212  # of a prompt's text; of a streamed token's event
+_NEXT_ID = 0x1003F
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One request of the play: when it is granted and ends, in seconds of the cycle."""
+    """A client of the play: one request, and once it is answered the next of the same kind.
+
+    Its first one was received `age_s` before the play began; a rate of 0 is a request that stalls.
+    """
 
     id: str
     model: str
@@ -32,16 +36,18 @@ class _Part:
     limit: int
     rate: float
     cached: int = 0
+    age_s: float = 0.0
+    prefill_s: float = 0.5
 
 
 QWEN, GEMMA, LLAMA = "qwen3-32b-q4", "gemma3-27b-q4", "llama3.3-70b-q4"
 _CAST = (
-    _Part("r-8f21c04a", QWEN, "ci-bot", "high", 4100, 2048, 53.1, 3900),
-    _Part("r-8f1ea711", QWEN, "alice", "normal", 812, 1024, 52.8),
-    _Part("r-8f1c90de", QWEN, "bob", "normal", 31000, 4096, 48.0, 2000),
-    _Part("r-8f1b55f0", QWEN, "dora", "normal", 1900, 800, 51.4),
-    _Part("r-8f02e9b3", GEMMA, "eval", "normal", 220, 256, 0.0),
-    _Part("r-8f2277aa", GEMMA, "eval", "normal", 240, 512, 61.7),
+    _Part("r-8f21c04a", QWEN, "ci-bot", "high", 4100, 2048, 53.1, 3900, 10),
+    _Part("r-8f1ea711", QWEN, "alice", "normal", 812, 1024, 52.8, 0, 9),
+    _Part("r-8f1c90de", QWEN, "bob", "normal", 31000, 4096, 48.0, 2000, 8, 11),
+    _Part("r-8f1b55f0", QWEN, "dora", "normal", 1900, 800, 51.4, 0, 7),
+    _Part("r-8f02e9b3", GEMMA, "eval", "normal", 220, 256, 0.0, 0, 41),
+    _Part("r-8f2277aa", GEMMA, "eval", "normal", 240, 512, 61.7, 0, 5),
 )
 _WAITING = (
     _Part("r-8f301122", QWEN, "ci-bot", "high", 2200, 512, 0),
@@ -86,49 +92,76 @@ class Play:
 
     def requests(self, now: float) -> dict[str, p.Request]:
         """Return the requests, ended ones as they ended."""
-        made = [self._running(number, part, now) for number, part in enumerate(_CAST)]
-        made += [self._queued(number, part) for number, part in enumerate(_WAITING)]
+        made = []
+        for part in _CAST:
+            away = part.model in self.off or part.model in self.loading
+            made += [r for r in self._answered(part, now) if r.id in self.gone or not away]
+        lines = dict.fromkeys((QWEN, LLAMA), 0)
+        for part in _WAITING:
+            queued = self._queued(part, lines[part.model] + 1, now)
+            lines[part.model] += queued.id not in self.gone
+            made.append(queued)
         return {request.id: self.gone.get(request.id, request) for request in made}
 
-    def _running(self, number: int, part: _Part, now: float) -> p.Request:
+    def _answered(self, part: _Part, now: float) -> list[p.Request]:
+        """Return a client's request of now, and before it the one that it had."""
+        at = self.began - part.age_s
+        if not part.rate:
+            return [self._running(part, part.id, at, now)]
+        life_s = 0.5 + part.prefill_s + part.limit / part.rate
+        number = int((now - at) / life_s)
+        return [
+            self._running(
+                part, f"r-{int(part.id[2:], 16) + n * _NEXT_ID:08x}", at + n * life_s, now
+            )
+            for n in range(max(0, number - 1), number + 1)
+        ]
+
+    def _running(self, part: _Part, name: str, at: float, now: float) -> p.Request:
+        granted_at, first_at = at + 0.5, at + 0.5 + part.prefill_s
         base = p.Request(
-            id=part.id, state="decode", model=part.model, key=part.key, client="127.0.0.1",
-            path="/v1/chat/completions", priority=part.priority, stream=True,
-            received_at=self.began - 10 + number, queued_at=self.began - 10 + number,
-            granted_at=self.began - 9.5 + number, prompt_tokens=part.prompt, prompt_exact=True,
+            id=name, state="decode", model=part.model, key=part.key, client="127.0.0.1",
+            path="/v1/chat/completions", priority=part.priority, stream=True, received_at=at,
+            queued_at=at, granted_at=granted_at, prompt_tokens=part.prompt, prompt_exact=True,
             cached_tokens=part.cached, max_tokens=part.limit, wait_s=0.5, worker_pid=4100,
+            request_bytes=_BYTES_PER_TOKEN * part.prompt + 180,
         )  # fmt: skip
-        if part.prompt > 20_000:
-            share = min(0.99, ((now - self.began) % _CYCLE_S + 20) / (_CYCLE_S + 25))
-            return replace(base, state="prefill", progress=share, eta_at=None)
+        if now < first_at:
+            fresh = (1 - part.cached / part.prompt) * max(0.0, now - granted_at) / part.prefill_s
+            return replace(base, state="prefill", progress=part.cached / part.prompt + fresh)
         if not part.rate:
             return replace(
-                base, completion_tokens=88, tokens_per_s=0.0, silent_since_at=self.began - 20
-            )
-        done = int((now - self.began + 10) * part.rate) % part.limit
-        left_s = (part.limit - done) / part.rate
-        rate = round(part.rate + 2 * math.sin(now / 3 + number), 1)
-        return replace(
-            base, completion_tokens=done, tokens_per_s=rate, progress=done / part.limit,
-            first_token_at=self.began - 9 + number, eta_at=round(now + left_s),
+                base, first_token_at=first_at, completion_tokens=88, tokens_per_s=0.0,
+                silent_since_at=self.began - 20, response_bytes=88 * _EVENT_BYTES,
+            )  # fmt: skip
+        done = min(part.limit, int((now - first_at) * part.rate))
+        base = replace(
+            base, completion_tokens=done, first_token_at=first_at, progress=done / part.limit,
+            response_bytes=done * _EVENT_BYTES,
         )  # fmt: skip
+        ends_at = first_at + part.limit / part.rate
+        if now >= ends_at:
+            return replace(base, state="done", status=200, ended_at=ends_at)
+        rate = round(part.rate + 2 * math.sin(now / 3 + part.age_s), 1)
+        return replace(base, tokens_per_s=rate, eta_at=round(ends_at))
 
-    def _queued(self, number: int, part: _Part) -> p.Request:
-        at = self.began - 14 + 2 * number
+    def _queued(self, part: _Part, position: int, now: float) -> p.Request:
+        place = _WAITING.index(part)
+        at = self.began - 14 + 2 * place
+        rule, detail = "behind", f"{position - 1} ahead, 4/4 slots busy"
         if part.model == LLAMA:
-            why = p.Why(at=at, rule="model_loading", position=number, detail=f"loading {LLAMA}")
-        elif part.key == "batch-7":
-            why = p.Why(
-                at=at, rule="key_concurrency", position=number, detail="key at 4/4 concurrent"
-            )
-        else:
-            why = p.Why(at=at, rule="slots_busy", position=1, detail="4/4 slots busy")
-        position = max(1, number - 1) if part.model == QWEN else max(1, number)
+            rule, detail = "model_loading", f"loading {LLAMA}"
+        elif position == 1:
+            rule, detail = "slots_busy", "4/4 slots busy"
+        eta_at = self.began + 30 + 20 * place
+        while eta_at <= now:
+            eta_at += 60
         return p.Request(
             id=part.id, state="queued", model=part.model, key=part.key, client="127.0.0.1",
             path="/v1/chat/completions", priority=part.priority, received_at=at, queued_at=at,
-            prompt_tokens=part.prompt, max_tokens=part.limit, position=position, why=why,
-            eta_at=self.began + 30 + 20 * number,
+            prompt_tokens=part.prompt, max_tokens=part.limit, position=position,
+            why=p.Why(at=at, rule=rule, position=position, detail=detail), eta_at=eta_at,
+            request_bytes=_BYTES_PER_TOKEN * part.prompt + 180,
         )  # fmt: skip
 
     def workers(self, now: float) -> dict[str, p.Worker]:
@@ -188,12 +221,17 @@ class Play:
             slots_busy=sum(w.slots_busy for w in workers), queued=waiting, max_queued=512,
             oldest_at=self.began - 14 if waiting else None,
             tokens_per_s=sum(w.tokens_per_s for w in workers),
-            prefill_tokens_per_s=2700 + 400 * math.sin(now / 5), first_token_p50_s=0.42,
+            prefill_tokens_per_s=self._prefilled(now), first_token_p50_s=0.42,
             first_token_p95_s=2.1, wait_p95_s=6.3, limited_per_min=2, ended_5m=184,
             memory_held_bytes=sum(w.memory_bytes for w in workers), memory_limit_bytes=LIMIT,
             memory_used_bytes=61 * GIB, memory_total_bytes=128 * GIB,
             gpus=(self._gpu(now, sum(w.memory_bytes for w in workers)),),
         )  # fmt: skip
+
+    def _prefilled(self, now: float) -> float:
+        """Return how many prompt tokens a second are read now."""
+        reading = {r.key: r for r in self.requests(now).values() if r.state == "prefill"}
+        return sum((c.prompt - c.cached) / c.prefill_s for c in _CAST if c.key in reading)
 
     def _gpu(self, now: float, held: int) -> p.Gpu:
         return p.Gpu(
@@ -212,8 +250,9 @@ class Play:
     def unloaded(self, model: str) -> None:
         """Take a model out, and end what runs there."""
         now = self.clock()
+        live = self.requests(now)
         self.off.add(model)
         self.loading.pop(model, None)
-        for request in self.requests(now).values():
+        for request in live.values():
             if request.model == model and not request.ended and request.state != "queued":
                 self.gone[request.id] = replace(request, state="done", ended_at=now)
