@@ -18,8 +18,8 @@ R = TypeVar("R")
 _FIRST_RETRY_S = 0.5
 _LAST_RETRY_S = 5.0
 _SILENCE_S = 15.0  # the daemon says something every 5 s
-_PING_S = 1.0
-_ANSWER_S = 2.5  # a daemon that is well answers within milliseconds
+_PING_S = 2.0
+_ANSWER_S = 2.0  # a daemon that is well answers within milliseconds
 
 
 class Source(Protocol):
