@@ -57,6 +57,17 @@ _WORKERS = (  # from which width on, and what is shown there
         Column("note", "NOTE", 0, weight=3),
     )),
 )  # fmt: skip
+_NARROW = (
+    Column("id", "ID", 6),
+    Column("word", "ST", 8),
+    Column("class", "P", 2),
+    Column("model", "MODEL", 0, weight=5),
+    Column("client", "CLIENT", 0, weight=3),
+    Column("place", "GEN/MAX", 9, right=True),
+    Column("speed", "t/s", 5, right=True),
+    Column("age", "AGE", 5, right=True),
+    Column("eta", "ETA", 5, right=True),
+)  # the requests below 108 cells, but for how much of a reason there is room
 _REQUESTS = (
     (108, (
         Column("id", "ID", 8),
@@ -72,30 +83,8 @@ _REQUESTS = (
         Column("eta", "ETA", 5, right=True),
         Column("why", "WHY", 0, weight=7),
     )),
-    (88, (
-        Column("id", "ID", 6),
-        Column("word", "ST", 8),
-        Column("class", "P", 2),
-        Column("model", "MODEL", 0, weight=5),
-        Column("client", "CLIENT", 0, weight=3),
-        Column("place", "GEN/MAX", 9, right=True),
-        Column("speed", "t/s", 5, right=True),
-        Column("age", "AGE", 5, right=True),
-        Column("eta", "ETA", 5, right=True),
-        Column("why", "WHY", 0, weight=6),
-    )),
-    (70, (
-        Column("id", "ID", 6),
-        Column("word", "ST", 8),
-        Column("class", "P", 2),
-        Column("model", "MODEL", 0, weight=5),
-        Column("client", "CLIENT", 0, weight=3),
-        Column("place", "GEN/MAX", 9, right=True),
-        Column("speed", "t/s", 5, right=True),
-        Column("age", "AGE", 5, right=True),
-        Column("eta", "ETA", 5, right=True),
-        Column("short", "WHY", 6),
-    )),
+    (88, (*_NARROW, Column("why", "WHY", 0, weight=6))),
+    (70, (*_NARROW, Column("short", "WHY", 6))),
     (0, (
         Column("id", "ID", 6),
         Column("word", "ST", 8),

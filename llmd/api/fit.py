@@ -44,16 +44,15 @@ async def expect_fit(call: Call, services: Services, worker: Worker | None) -> N
     limit = services.config.limits.max_tokens_per_request
     context = services.fleet.largest_context(call.model)
     sure = _over(call.estimate, context, limit)
-    if not sure and (call.counted or not _over(_most(call, services), context, limit)):
-        return
-    if call.counted:
-        pass
-    elif worker is not None and worker.upstream is not None:
-        counted = await count_prompt(worker.upstream, parsed)
-        if counted is not None:
-            call.estimate, call.counted = _counted(call, services, counted), True
-    elif not (sure and _hopeless(call, context, limit)):
-        return  # an estimate alone refuses nothing that might fit: it is checked once granted
+    if not call.counted:
+        if not sure and not _over(_most(call, services), context, limit):
+            return
+        if worker is not None and worker.upstream is not None:
+            counted = await count_prompt(worker.upstream, parsed)
+            if counted is not None:
+                call.estimate, call.counted = _counted(call, services, counted), True
+        elif not (sure and _hopeless(call, context, limit)):
+            return  # an estimate alone refuses nothing that might fit: checked again once granted
     refuse_over(call.estimate, parsed, context, limit)
 
 
