@@ -219,8 +219,9 @@ async def test_hostile_text_is_shown_and_not_obeyed(runtime_dir, fake_engine, de
             await screen.until("evil", "demo-small")
             await screen.leave("evil")
             await screen.press("1", "G", "Enter")
-            await screen.until("with code 1")
-            await screen.leave("with code 1")
+            # the line of events at the bottom may tell of that code as well
+            await screen.until(f"Worker m{MARKUP}", "with code 1")
+            await screen.leave(f"Worker m{MARKUP}")
             await screen.press("l")
             await screen.until("follow", f"{MARKUP}no")
             await screen.press("Escape")
