@@ -87,6 +87,16 @@ def demo_small(demo_models):
     return demo_models / "demo-small.gguf"
 
 
+@pytest.fixture(scope="session")
+def demo_slow(tmp_path_factory):
+    """A model whose tokens take some milliseconds each: deep, as width would cost memory."""
+    demo = pytest.importorskip("llmd.models.demo")
+    shape = demo.Shape(
+        "demo-slow", 4096, width=64, layers=100, feed_forward=32, heads=1, kv_heads=1
+    )
+    return demo.write_model(tmp_path_factory.mktemp("slow"), shape)
+
+
 def _fake() -> Engine:
     found = find_engine(str(FAKE_WORKER), gpu_present=False)
     return replace(found, argv=(sys.executable, str(FAKE_WORKER)))

@@ -32,6 +32,7 @@ from llmd.models.catalog import CatalogModel
 from llmd.registry import Handle
 from llmd.scheduler import Lease
 from llmd.workers.diagnosis import ExitCause
+from llmd.workers.reclaim import Work
 from llmd.workers.upstream import Upstream
 from llmd.workers.worker import Worker
 
@@ -250,8 +251,7 @@ class Inference:
                 worker.reclaim(
                     lambda: services.scheduler.busy_slots(call.model.name),
                     call.handle.cause.value,
-                    # a batch of embeddings runs to its end whoever leaves: no reason to restart
-                    may_restart=call.parsed.kind.generates,
+                    work_of(call.parsed),
                 )
 
     async def _wait(self, call: Call, lease: Lease) -> None:
@@ -323,6 +323,14 @@ class Inference:
             services.metrics.refused("", record.code)
         else:
             services.metrics.finished(record)
+
+
+def work_of(parsed: schema.ParsedRequest) -> Work:
+    """Say how the worker goes about a request: whether it will notice that it was cancelled."""
+    if not parsed.kind.generates:
+        return Work.BATCH
+    brief = parsed.stream or parsed.gathers or parsed.is_one_batch
+    return Work.STREAM if brief else Work.WHOLE
 
 
 def with_progress(body: bytes) -> tuple[bytes, bool]:

@@ -102,6 +102,7 @@ class Owner:
             on_reclaimed=on_reclaimed,
             on_overdue=self._remark,
             on_stuck=self._slot_stuck,
+            hold=self._hold,
         )
         self.life: Life | None = None
         self._lives = 0
@@ -355,6 +356,10 @@ class Owner:
     def _slot_stuck(self, text: str) -> None:
         if self.life is not None:
             self.life.fail(Diagnosis(ExitCause.STUCK_SLOT, text))
+
+    def _hold(self, still: bool) -> None:
+        if self.life is not None:
+            self.life.child.hold(still)
 
     # --- small things -----------------------------------------------------------------------
 

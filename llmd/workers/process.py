@@ -55,6 +55,9 @@ class Child(Protocol):
     def kill(self) -> None:
         """End the group; never blocks or raises."""
 
+    def hold(self, still: bool) -> None:
+        """Stop the group where it is, or let it go on; never blocks or raises."""
+
     def vital_signs(self) -> VitalSigns:
         """Return CPU time, memory and I/O so far."""
 
@@ -165,6 +168,11 @@ class ChildProcess:
         """Send SIGKILL to the group."""
         if self._process.returncode is None:
             self._signal(signal.SIGKILL)
+
+    def hold(self, still: bool) -> None:
+        """Send SIGSTOP, or SIGCONT, to the group."""
+        if self._process.returncode is None:
+            self._signal(signal.SIGSTOP if still else signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
         # ESRCH: nobody is left; EPERM: what is left has changed its user. Neither can be helped.

@@ -8,6 +8,12 @@ closed connection only when no result of anybody has come for a second, and an a
 such a result. Asked every 100 ms, it never noticed a disconnect in prefill (measured: 2.1 s, the
 whole prefill, instead of 1.0 s). So after a few quick looks the watcher pauses for longer than
 that, unless tokens flow anyway.
+
+Work whose worker writes nothing before its end is found out only in such a second, which beside a
+streaming neighbour never comes (measured: over 60 s). Then the watcher makes that second: it has
+the whole process held still. When it goes on, what has been waited for since before the hold is
+overdue, each handler looks for its client, and those without one are ended (measured: 1.0 to 1.1 s
+after the cancel). Neighbours lose that second and nothing else; holds are rationed.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 import trio
@@ -30,6 +37,24 @@ _FLOWING_SHARE = 0.25  # while tokens flow: this part of the time waited so far 
 _FLOWING_S = 0.25  # ... and at most this
 _PAUSE_S = 1.1  # else: longer than the second after which llama-server looks for itself
 _SILENCE_FACTOR = 10  # a worker that computes without ever answering /slots gets this much longer
+_HOLD_S = 1.03  # a little longer than that second, too
+_HOLD_EVERY_S = (
+    5.0  # so that a client that cancels again and again costs the others a fifth at most
+)
+
+
+class Work(Enum):
+    """How a worker goes about what was cancelled, which says what can be done about it.
+
+    Attributes:
+        STREAM: It writes as it goes, and notices at once; or it is over after the batch in hand.
+        WHOLE: It writes once, at the end, and until then looks for its client after quiet seconds.
+        BATCH: As WHOLE, but of many inputs, and short as a rule: no reason for a restart.
+    """
+
+    STREAM = "stream"
+    WHOLE = "whole"
+    BATCH = "batch"
 
 
 class SlotCalls(Protocol):
@@ -49,6 +74,7 @@ class ReclaimStatistics:
         pending: Cancels whose slot has not been seen free yet.
         unverified: Cancels of which nothing can be said: the worker ended, or has no /slots.
         slowest_s: The longest time that a slot took to be free.
+        holds: How often the worker was held still so that it noticed.
     """
 
     reclaimed: int = 0
@@ -56,14 +82,20 @@ class ReclaimStatistics:
     pending: int = 0
     unverified: int = 0
     slowest_s: float = 0.0
+    holds: int = 0
 
 
 @dataclass(slots=True)
 class _Cancel:
     at: float
     cause: str
-    may_restart: bool
+    work: Work
     complaints: int = 0
+
+    def unheard(self, now: float) -> bool:
+        """Tell whether it takes a quiet second to end it soon."""
+        overdue = now - self.at >= PROMISED_S
+        return self.work is Work.WHOLE or (self.work is Work.BATCH and overdue)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +118,8 @@ class SlotWatcher:
         on_overdue: Called with a sentence when a cancel breaks the promise, and once more when
             it is still pending after `timeout_s`.
         on_stuck: Called with a sentence when only a restart helps; the watch then ends.
+        hold: Called with True to hold the worker's process still, and with False to let it go on;
+            always in turns, whatever ends the watch.
 
     The callbacks are called by the watcher's task and must neither block nor raise.
     """
@@ -98,39 +132,47 @@ class SlotWatcher:
         on_reclaimed: Callable[[float], None],
         on_overdue: Callable[[str], None],
         on_stuck: Callable[[str], None],
+        hold: Callable[[bool], None],
     ) -> None:
         self._timeout_s = timeout_s or math.inf
         self._call_timeout_s = call_timeout_s
         self._on_reclaimed = on_reclaimed
         self._on_overdue = on_overdue
         self._on_stuck = on_stuck
+        self._hold = hold
         self._expected: Callable[[], int] = int
         self._pending: deque[_Cancel] = deque()
         self._woken = trio.Event()
         self._looks = 0  # since the newest cancel
         self._reclaimed = self._overdue = self._unverified = 0
         self._slowest_s = 0.0
+        self._holds = 0
+        self._hold_from = -math.inf  # no hold before
 
     def cancelled(
-        self, expected_busy: Callable[[], int], cause: str, *, may_restart: bool = True
+        self, expected_busy: Callable[[], int], cause: str, work: Work = Work.STREAM
     ) -> None:
         """Note a cancel just made; never blocks.
 
         Args:
             expected_busy: Returns how many slots leases account for, whenever it is asked.
             cause: Why it was cancelled, for the report.
-            may_restart: False for work that llama-server never stops half-way, such as an array
-                of embeddings: it is timed and reported, but ends by itself.
+            work: How the worker goes about it.
         """
         self._expected = expected_busy
-        self._pending.append(_Cancel(trio.current_time(), cause, may_restart))
+        self._pending.append(_Cancel(trio.current_time(), cause, work))
         self._looks = 0
         self._woken.set()
 
     def statistics(self) -> ReclaimStatistics:
         """Return the counters."""
         return ReclaimStatistics(
-            self._reclaimed, self._overdue, len(self._pending), self._unverified, self._slowest_s
+            reclaimed=self._reclaimed,
+            overdue=self._overdue,
+            pending=len(self._pending),
+            unverified=self._unverified,
+            slowest_s=self._slowest_s,
+            holds=self._holds,
         )
 
     def forget(self) -> None:
@@ -158,6 +200,8 @@ class SlotWatcher:
                 self._complain()
                 if self._is_stuck(seen):
                     return
+                if seen is not None and self._needs_hold():
+                    await self._hold_still()
 
     async def _pause(self, *, flowing: bool) -> None:
         """Wait until the next look; a fresh cancel brings it forward."""
@@ -170,6 +214,21 @@ class SlotWatcher:
         if self._looks < len(_QUICK_S):
             await trio.sleep(_QUICK_S[self._looks])
         self._looks += 1
+
+    def _needs_hold(self) -> bool:
+        now = trio.current_time()
+        return now >= self._hold_from and any(cancel.unheard(now) for cancel in self._pending)
+
+    async def _hold_still(self) -> None:
+        """Hold the process for the second that its handlers wait for, then look again."""
+        self._holds += 1
+        self._hold_from = trio.current_time() + _HOLD_EVERY_S
+        self._hold(True)
+        try:
+            await trio.sleep(_HOLD_S)
+        finally:
+            self._hold(False)
+        self._looks = 0
 
     async def _observe(self, calls: SlotCalls) -> _Observation:
         asked_at = trio.current_time()
@@ -211,7 +270,7 @@ class SlotWatcher:
 
     def _is_stuck(self, seen: _Observation | None) -> bool:
         """Tell the owner, and return True, when only a restart frees the oldest cancel's slot."""
-        if not self._pending or not self._pending[0].may_restart:
+        if not self._pending or self._pending[0].work is Work.BATCH:
             return False
         oldest, now = self._pending[0], trio.current_time()
         if seen is None:

@@ -19,6 +19,7 @@ from llmd.workers.life import Tools
 from llmd.workers.logring import LogRing
 from llmd.workers.mailbox import Drain, Reset, Start, Stop, Suspect, Waiter
 from llmd.workers.owner import SERVING, Owner
+from llmd.workers.reclaim import Work
 from llmd.workers.settings import WorkerSettings
 from llmd.workers.statistics import WorkerStatistics
 from llmd.workers.upstream import Upstream
@@ -135,11 +136,11 @@ class Worker:
         self._owner.inbox.post(Suspect(reason))
 
     def reclaim(
-        self, expected_busy: Callable[[], int], cause: str, *, may_restart: bool = True
+        self, expected_busy: Callable[[], int], cause: str, work: Work = Work.STREAM
     ) -> None:
         """Check that a request just cancelled frees its slot; see `SlotWatcher.cancelled`."""
         if self.state in SERVING:
-            self._owner.watcher.cancelled(expected_busy, cause, may_restart=may_restart)
+            self._owner.watcher.cancelled(expected_busy, cause, work)
 
     # --- waiting for it -------------------------------------------------------------------
 

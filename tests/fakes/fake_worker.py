@@ -48,6 +48,7 @@ FLAGS = {  # name: values it takes
     "--embeddings": 0, "--embedding": 0, "--reranking": 0, "--rerank": 0,
 }  # fmt: skip
 DEFAULT_TOKENS = 16
+QUIET_S = 1.0
 DIRECTIVE = re.compile(r"\[\[(\w+)(?: ([\d.]+))?\]\]")
 
 
@@ -121,6 +122,7 @@ class Worker:
         self.ready = False
         self.deferred = 0
         self.freed = asyncio.Condition()
+        self.result = asyncio.Event()  # set when anybody gets anything, and replaced then
 
     # --- connections ----------------------------------------------------------------------
 
@@ -273,6 +275,8 @@ class Worker:
                 slot.decoded += 1
                 if stream:
                     chunk(writer, frame.delta(f"w{number} "))
+                    self.result.set()
+                    self.result = asyncio.Event()
                     await writer.drain()
                 if "cut" in orders and number == 1:
                     raise Gone
@@ -291,14 +295,30 @@ class Worker:
             self.send(writer, 200, frame.whole("".join(f"w{n} " for n in range(count))))
 
     async def or_gone(self, watch, awaitable, stream: bool):
-        """Do it unless the client goes; a plain request goes on, as in llama-server."""
+        """Do it unless the client goes; a plain request notices only as in llama-server."""
         doing = asyncio.ensure_future(awaitable)
         if stream:
             await asyncio.wait({doing, watch}, return_when=asyncio.FIRST_COMPLETED)
-            if not doing.done() and watch.done() and not watch.result():
-                doing.cancel()
-                raise Gone
+            gone = watch.done() and not watch.result()
+        else:
+            gone = await self.seen_gone(doing, watch)
+        if gone and (not doing.done() or doing.result() is None):  # a slot once taken is kept
+            doing.cancel()
+            raise Gone
         return await doing
+
+    async def seen_gone(self, doing, watch) -> bool:
+        """Look for the client whenever a whole second has passed since anybody got anything."""
+        while not doing.done():
+            began, result = time.monotonic(), asyncio.ensure_future(self.result.wait())
+            await asyncio.wait(
+                {doing, result}, timeout=QUIET_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            result.cancel()
+            # by the clock: after a SIGSTOP both have happened, and a real handler times out first
+            if time.monotonic() - began >= QUIET_S and watch.done() and not watch.result():
+                return True
+        return False
 
 
 class Frame:

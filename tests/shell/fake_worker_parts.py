@@ -75,6 +75,8 @@ class FakeChild:
     busy: int = 0
     decoding: bool = True
     deferred: int = 0
+    held: list = field(default_factory=list)  # when each hold began and ended
+    heard_in_hold: int = 0  # slots that are free after the next one
     asked: list = field(default_factory=list)
     ended: trio.Event = field(default_factory=trio.Event)
 
@@ -120,6 +122,13 @@ class FakeChild:
         if self.status is None:
             self.killed = True
         self.die(-9)
+
+    def hold(self, still):
+        assert still == (len(self.held) % 2 == 0)
+        self.held.append(trio.current_time())
+        self.silent = still
+        if not still:
+            self.busy, self.heard_in_hold = self.busy - self.heard_in_hold, 0
 
     def vital_signs(self):
         loading_s = min(self.age, self.script.load_s)

@@ -9,6 +9,7 @@ import trio
 from fake_worker_parts import Script
 from test_worker_lifecycle import watched
 
+from llmd.workers.reclaim import Work
 from llmd.workers.settings import WorkerSettings
 
 SETTINGS = WorkerSettings(backoff_base_s=1, health_interval_s=30, check_timeout_s=5)
@@ -343,15 +344,73 @@ async def test_a_fresh_cancel_is_looked_after_at_once_in_such_a_pause(autojump_c
         assert len(seconds) == 1
 
 
-async def test_work_that_cannot_be_stopped_is_timed_and_never_costs_the_worker(autojump_clock):
+async def test_a_batch_is_timed_and_never_costs_the_worker(autojump_clock):
     seconds = []
     async with watched(settings=NO_CHECKS) as it:
         await ready(it, seconds)
         it.child.busy = 1
-        it.worker.reclaim(Leases(), "client", may_restart=False)
+        it.worker.reclaim(Leases(), "client", Work.BATCH)
         await trio.sleep(60)
         assert it.states[-1] == "ready"
         it.child.busy = 0
-        await trio.sleep(2)
-        assert seconds == [pytest.approx(60, abs=2)]
+        await trio.sleep(7)
+        assert seconds == [pytest.approx(60, abs=7)]
         assert it.worker.statistics().reclaims.overdue == 1
+
+
+# --- holding still -------------------------------------------------------------------------
+
+
+async def test_what_notices_nothing_beside_others_is_ended_by_a_hold(autojump_clock):
+    seconds = []
+    async with watched(settings=NO_CHECKS) as it:
+        await ready(it, seconds)
+        it.child.busy, it.child.heard_in_hold = 2, 1
+        it.worker.reclaim(Leases(1), "client", Work.WHOLE)
+        await trio.sleep(1.2)
+        began, ended = it.child.held
+        assert 1 < ended - began < 1.1
+        assert len(seconds) == 1
+        assert seconds[0] < 1.1
+        await trio.sleep(100)
+        assert len(it.child.held) == 2
+        assert it.worker.statistics().reclaims.holds == 1
+        assert it.states[-1] == "ready"
+
+
+async def test_nothing_is_held_for_what_notices_by_itself_or_has_just_ended(autojump_clock):
+    async with watched(settings=NO_CHECKS) as it:
+        await it.worker.ensure_ready()
+        it.child.busy = 1
+        it.worker.reclaim(Leases(1), "client", Work.WHOLE)  # a lease holds the busy one
+        await trio.sleep(10)
+        it.child.busy = 2
+        it.worker.reclaim(Leases(1), "client", Work.STREAM)
+        await trio.sleep(10)
+        assert it.child.held == []
+
+
+async def test_many_cancels_share_a_hold_and_holds_are_rationed(autojump_clock):
+    """Whoever cancels without end must not hold the others still without end."""
+    async with watched(settings=NO_CHECKS) as it:
+        await it.worker.ensure_ready()
+        it.child.busy = 2
+        for _ in range(100):
+            it.worker.reclaim(Leases(1), "client", Work.WHOLE)
+            await trio.sleep(0.5)
+        holds = it.child.held
+        still_s = sum(end - begin for begin, end in zip(holds[::2], holds[1::2], strict=True))
+        assert 8 <= len(holds) // 2 <= 11
+        assert still_s < 50 / 4
+
+
+async def test_a_batch_is_held_only_once_it_is_overdue(autojump_clock):
+    seconds = []
+    async with watched(settings=NO_CHECKS) as it:
+        await ready(it, seconds)
+        it.child.busy, it.child.heard_in_hold = 1, 1
+        cancelled_at = trio.current_time()
+        it.worker.reclaim(Leases(), "client", Work.BATCH)
+        await trio.sleep(5)
+        assert it.child.held[0] - cancelled_at >= 1
+        assert len(seconds) == 1

@@ -86,6 +86,29 @@ async def test_a_neighbour_is_not_disturbed(real):
     real.assert_nothing_left()
 
 
+async def test_a_plain_request_that_no_stream_could_answer_is_let_go_beside_a_stream(
+    runtime_dir, any_real_engine, demo_slow
+):
+    """Its worker would not notice for as long as the neighbour gets tokens: it is held still."""
+    entry = {"name": "demo-slow", "path": str(demo_slow), "context_size": 4096}
+    async with running(runtime_dir, any_real_engine, [entry]) as llmd:
+        neighbour = await llmd.open_chat(max_tokens=1500, stream=True)
+        await llmd.until_states("decode")
+        client = await llmd.open_chat(max_tokens=1500, logprobs=True)
+        await llmd.until(lambda: len(llmd.handles()) == 2)
+        while await llmd.slots_busy("demo-slow") != 2:
+            await trio.lowlevel.checkpoint()
+        await client.aclose()
+        await llmd.until(lambda: len(llmd.handles()) == 1)
+        worker = llmd.worker("demo-slow")
+        await llmd.until(lambda: worker.statistics().reclaims.reclaimed == 1)
+        assert await llmd.slots_busy("demo-slow") == 1
+        assert worker.statistics().reclaims.holds == 1
+        answer = await read_answer(neighbour)
+        assert answer.events[-1] == "[DONE]"
+        llmd.assert_nothing_left()
+
+
 async def test_a_queued_client_that_leaves_leaves_the_queue(fake):
     runners = [await fake.open_chat("[[token 0.05]]", max_tokens=400) for _ in range(2)]
     await fake.until(lambda: fake.states() == ["decode", "decode"])

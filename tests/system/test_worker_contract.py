@@ -19,6 +19,7 @@ from worker_rig import JSON, alive, ask, busy, chat, pause, resume, until_busy
 from llmd.errors import StartFailed, WorkerDied
 from llmd.workers.command import ModelSource
 from llmd.workers.control import Control
+from llmd.workers.reclaim import Work
 
 pytestmark = pytest.mark.system
 
@@ -146,6 +147,30 @@ async def test_another_stream_goes_on_when_one_is_cancelled(rig, worker):
         while not rig.reclaimed:
             await trio.sleep(0.005)
     assert b"[DONE]" in body
+
+
+async def test_a_plain_job_beside_a_stream_is_let_go_by_a_hold(rig, engine, demo_slow):
+    """What a worker writes only at its end never notices while a neighbour gets tokens."""
+    order = {"max_tokens": 1500, "seed": 1}
+    streamed = chat("tell [[token 0.01]]", stream=True, **order)
+    plain = chat("tell [[token 0.01]]", logprobs=True, **order)
+    with trio.fail_after(60):
+        worker = await rig.ready("m", engine.spec(demo_slow, rig.socket(), context_tokens=4096))
+        kept = await worker.upstream.request(b"POST", b"/v1/chat/completions", streamed, JSON)
+        await kept.head()
+        gone = await worker.upstream.request(b"POST", b"/v1/chat/completions", plain, JSON)
+        await until_busy(worker, 2)
+        gone.close()
+        worker.reclaim(lambda: 1, "test", Work.WHOLE)
+        while not rig.reclaimed:
+            await trio.sleep(0.005)
+        # the other has as many tokens to make, and began earlier: nothing has just run out
+        assert await busy(worker) == 1
+        for _ in range(50):
+            assert await kept.receive()
+        kept.close()
+    assert worker.statistics().reclaims.holds >= 1
+    assert worker.statistics().crashes == 0
 
 
 async def test_more_requests_than_slots_wait_inside_and_all_finish(worker):

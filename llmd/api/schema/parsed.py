@@ -155,13 +155,14 @@ class ParsedRequest:
         self._suspect = self._suspect or suspect
         form = self.kind.form
         # a message that is continued is repeated in a plain answer only
-        if form is Form.NONE or self.stream or self.continues or self._is_one_batch():
+        if form is Form.NONE or self.stream or self.continues or self.is_one_batch:
             self.gathers = False
         else:
             self.gathers = not (self._suspect and is_lossy(form, {**self.fields, **self._added}))
 
-    def _is_one_batch(self) -> bool:
-        # llama-server looks for cancels between batches: here is nothing to cancel
+    @property
+    def is_one_batch(self) -> bool:
+        """Whether it is over after one batch: llama-server looks for cancels between batches."""
         return (
             self.max_tokens in (0, 1)
             and self.prompt_bytes <= ONE_BATCH_BYTES
