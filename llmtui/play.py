@@ -5,6 +5,7 @@ Numbers follow from the clock alone, so every start looks the same.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -121,6 +122,7 @@ class Play:
         granted_at, first_at = at + 0.5, at + 0.5 + part.prefill_s
         base = p.Request(
             id=name, state="decode", model=part.model, key=part.key, client="127.0.0.1",
+            fingerprint=_fingerprint(part.key), temperature=0.7,
             path="/v1/chat/completions", priority=part.priority, stream=True, received_at=at,
             queued_at=at, granted_at=granted_at, prompt_tokens=part.prompt, prompt_exact=True,
             cached_tokens=part.cached, max_tokens=part.limit, wait_s=0.5, worker_pid=4100,
@@ -158,6 +160,7 @@ class Play:
             eta_at += 60
         return p.Request(
             id=part.id, state="queued", model=part.model, key=part.key, client="127.0.0.1",
+            fingerprint=_fingerprint(part.key), temperature=0.7,
             path="/v1/chat/completions", priority=part.priority, received_at=at, queued_at=at,
             prompt_tokens=part.prompt, max_tokens=part.limit, position=position,
             why=p.Why(at=at, rule=rule, position=position, detail=detail), eta_at=eta_at,
@@ -256,3 +259,8 @@ class Play:
         for request in live.values():
             if request.model == model and not request.ended and request.state != "queued":
                 self.gone[request.id] = replace(request, state="done", ended_at=now)
+
+
+def _fingerprint(key: str) -> str:
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    return f"{digest[:2]}..{digest[-2:]}"

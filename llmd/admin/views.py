@@ -236,6 +236,7 @@ class Views:
         return p.Story(
             request=self.request(record, clock, waiting),
             steps=tuple(_why(step, shift) for step in steps),
+            limited=self._rooms.recent.limited(record.key, clock.now),
         )
 
     def request(
@@ -254,6 +255,7 @@ class Views:
             state=record.state.value,
             model=record.model,
             key=record.key,
+            fingerprint=record.fingerprint,
             user=record.user,
             role=record.role,
             client=record.client,
@@ -273,6 +275,7 @@ class Views:
             cached_tokens=record.cached_tokens,
             completion_tokens=produced,
             max_tokens=record.max_tokens,
+            temperature=record.temperature,
             tokens_per_s=None if rate is None else round(rate, 1),
             progress=_progress(record, produced, most),
             eta_at=_eta_at(clock, waiting, rate, most - produced if most > 0 else 0),

@@ -65,6 +65,8 @@ class Principal:
         limits: Its limits per minute.
         concurrency: How many of its requests may run at once; 0 = no limit.
         anonymous: True in open mode.
+        fingerprint: Of the key, so that an operator can tell two of one name, or an old one from
+            its successor: the ends of its digest. "" in open mode.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Principal:
     limits: Limits
     concurrency: int
     anonymous: bool = False
+    fingerprint: str = ""
 
     @property
     def admin(self) -> bool:
@@ -257,6 +260,7 @@ def _entries(keys: Iterable[ApiKey], defaults: RateLimit) -> dict[bytes, _Entry]
 
 def _principal(key: ApiKey, defaults: RateLimit) -> Principal:
     cap = Priority.HIGH if key.role == "admin" else Priority.NORMAL
+    digest = key.digest.hex()
     return Principal(
         name=key.name,
         account=key.name,
@@ -270,6 +274,7 @@ def _principal(key: ApiKey, defaults: RateLimit) -> Principal:
             _or(key.estimated_tokens_per_minute, defaults.estimated_tokens_per_minute),
         ),
         concurrency=_or(key.concurrent_requests, defaults.concurrent_requests),
+        fingerprint=f"{digest[:2]}..{digest[-2:]}",
     )
 
 

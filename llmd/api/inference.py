@@ -90,7 +90,8 @@ class Inference:
     async def _way(self, handle: Handle, answer: Answer, scope: Json, receive: Receive) -> None:
         services, record, config = self._services, handle.record, self._services.config
         principal = await services.gate.admit(scope, record.client)
-        record.key, record.user, record.role = principal.name, principal.user, principal.role
+        record.key, record.fingerprint = principal.name, principal.fingerprint
+        record.user, record.role = principal.user, principal.role
         if services.draining:  # before its body: a slow one must not hold up the end
             raise errors.ShuttingDown("llmd is shutting down; try again in a moment")
         body = await read_body(
@@ -108,7 +109,7 @@ class Inference:
         services.expect_loadable(model)
         parsed.name_model(model.name)
         parsed.apply_defaults(model.config.generation, config.generation)
-        record.max_tokens = parsed.max_tokens
+        record.max_tokens, record.temperature = parsed.max_tokens, parsed.temperature
         if parsed.stream and not config.streaming.enabled:
             raise errors.StreamingDisabled(
                 "streaming is disabled on this server; send stream=false", param="stream"

@@ -17,6 +17,7 @@ WINDOW_S = 300.0
 HISTORY = 60
 _MOST = 4096  # ended requests looked at; beyond that the window is shorter
 _RATE_SECONDS = 3
+_LIMITED = 429
 _FAULTS = (RequestState.FAILED, RequestState.TIMED_OUT)
 
 
@@ -143,7 +144,7 @@ class Recent:
         limited = [
             r
             for r in recent
-            if r.status == 429 and r.ended_at is not None and r.ended_at >= now - 60.0
+            if r.status == _LIMITED and r.ended_at is not None and r.ended_at >= now - 60.0
         ]
         return Window(
             ended=len(recent),
@@ -153,6 +154,10 @@ class Recent:
             first_token_p95_s=percentile(first, 0.95),
             wait_p95_s=percentile(waits, 0.95),
         )
+
+    def limited(self, key: str, now: float) -> int:
+        """Return how many requests of a key its limits have turned away in the last minutes."""
+        return sum(r.key == key and r.status == _LIMITED for r in self._within(now))
 
     def first_token_p95_s(self, now: float) -> Mapping[str, float]:
         """Return the 95th percentile of the time to the first token, by model."""

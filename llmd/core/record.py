@@ -54,6 +54,7 @@ class RequestView(msgspec.Struct, frozen=True, kw_only=True):
     duration_ms: float
     estimate_tokens: int
     max_tokens: int | None
+    temperature: float | None
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
@@ -81,6 +82,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
         path: The route or path, cut to 500 characters.
         client: The client's address, as far as proxies are believed.
         key: Name of the API key, "anonymous" in open mode, "" before authentication.
+        fingerprint: Of that key; told to operators only.
         user: Whose key it is.
         role: "user" or "admin", "" before authentication.
         model: The name it resolved to; "" before that. Never what a client wrote.
@@ -96,6 +98,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
         estimate_tokens: Prompt and completion of all sequences, as limits counted them.
         prompt_estimate_tokens: The prompt's part of it, over all sequences.
         max_tokens: As asked for, or filled in from the config; None when nobody named any.
+        temperature: As asked for, or filled in from the config; None when nobody named any.
         prompt_tokens: The worker's count, cached ones included; 0 until known.
         completion_tokens: The worker's count; 0 until known.
         cached_tokens: Prompt tokens that the worker did not have to compute.
@@ -123,6 +126,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
     path: str = ""
     client: str = ""
     key: str = ""
+    fingerprint: str = ""
     user: str = ""
     role: str = ""
     model: str = ""
@@ -138,6 +142,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
     estimate_tokens: int = 0
     prompt_estimate_tokens: int = 0
     max_tokens: int | None = None
+    temperature: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
@@ -320,6 +325,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False, gc=False):
             duration_ms=round(self.duration_s(now) * 1000, 3),
             estimate_tokens=self.estimate_tokens,
             max_tokens=self.max_tokens,
+            temperature=self.temperature,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             cached_tokens=self.cached_tokens,

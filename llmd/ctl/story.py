@@ -14,19 +14,27 @@ def story(view: p.Story, style: Style, now: float) -> list[str]:
     request = view.request
     lines = [
         f"{style.bold(request.id)}  {style.paint(request.state, request.state)}"
-        f"  {request.model or '-'}  key {request.key or '-'}  class {request.priority}",
+        f"  {request.model or '-'}  key {_key(request)}  class {request.priority}",
         f"{request.path} from {request.client or '-'}  {'stream' if request.stream else 'plain'}"
         f"  prompt {count(request.prompt_tokens)} ({count(request.cached_tokens)} cached)"
         f"  generated {request.completion_tokens}"
-        + ("" if request.max_tokens is None else f" of {request.max_tokens}"),
-        "",
+        + ("" if request.max_tokens is None else f" of {request.max_tokens}")
+        + ("" if request.temperature is None else f"  temperature {request.temperature:g}"),
     ]
+    if view.limited:
+        lines.append(f"this key was turned away by its limits {view.limited} times in 5 minutes")
+    lines.append("")
     moments = sorted(_moments(view), key=lambda moment: moment[0])
     if not request.ended:
         moments.append((now, f"now {_present(request, now)}"))
     for at, text in moments:
         lines.append(f"  {clock(at, fraction=True)}  +{at - request.received_at:8.3f}s  {text}")
     return lines
+
+
+def _key(request: p.Request) -> str:
+    fingerprint = f" ({request.fingerprint})" if request.fingerprint else ""
+    return f"{request.key or '-'}{fingerprint}"
 
 
 def _present(request: p.Request, now: float) -> str:

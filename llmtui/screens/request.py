@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from typing import ClassVar
 
+from msgspec.structs import replace
 from textual import work
 from textual.binding import Binding, BindingType
 
@@ -122,12 +123,12 @@ class RequestDetail(Window[None]):
         row, now = self.row, self.desk.now()
         if row is None or self._story is None:
             return told(self._trouble or "asking the daemon ...", width, style="dim")
-        story = p.Story(request=row, steps=self._story.steps)
+        story = replace(self._story, request=row)
         if not self.desk.live:
             now = min(now, self.desk.state().heard_at)
         lines = head_lines(row, width, body=self._body)
         lines += [[], *way_lines(steps_of(story, now, self.look), now, width), []]
-        lines += sum_lines(row, now, width)
+        lines += sum_lines(story, now, width)
         if self._last is not None:
             text = f"{clock(self._last.at)} {level_of(clean(self._last.text))[1]}"
             lines.append([("log     ", "dim"), (fit(text, width - LABEL), "dim")])

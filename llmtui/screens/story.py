@@ -68,6 +68,7 @@ def head_lines(request: p.Request, width: int, *, body: bool) -> list[Line]:
         "client",
         [
             [(client_of(request), "head")],
+            [(f"key {request.fingerprint}" if request.fingerprint else "", "dim")],
             [(f"user {user}" if user else "", "")],
             [(f"from {request.client}" if request.client else "", "dim")],
             [("class ", "dim"), (request.priority, _CLASS_STYLE.get(request.priority, ""))],
@@ -88,6 +89,7 @@ def head_lines(request: p.Request, width: int, *, body: bool) -> list[Line]:
             [(request.path or "-", "")],
             [("stream" if request.stream else "plain", "dim")],
             [(limit, "")],
+            [("" if request.temperature is None else f"temp {request.temperature:g}", "")],
             [(many, "")],
             [(f"body {size(request.request_bytes)}", "dim"), ("" if body else ", hidden", "dim")],
         ],
@@ -220,8 +222,9 @@ def way_lines(steps: list[Step], now: float, width: int) -> list[Line]:
     return lines
 
 
-def sum_lines(request: p.Request, now: float, width: int) -> list[Line]:
+def sum_lines(story: p.Story, now: float, width: int) -> list[Line]:
     """Return a request's figures in a line."""
+    request = story.request
     waits = request.queued_at is not None and request.granted_at is None and not request.ended
     wait_s = request.wait_s + (now - (request.queued_at or now) if waits else 0.0)
     first = None
@@ -232,6 +235,7 @@ def sum_lines(request: p.Request, now: float, width: int) -> list[Line]:
         ("TTFT", "-" if first is None else short(first)),
         ("bytes out", size(request.response_bytes)),
         ("retries", str(request.retries)),
+        ("429s", str(story.limited)),
         ("tokens", f"{count(request.prompt_tokens)}+{count(request.completion_tokens)}"),
     )
     chunks: list[Line] = [[(f"{name} ", "dim"), (value, "")] for name, value in figures]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
@@ -12,9 +13,11 @@ import msgspec
 import pytest
 import trio
 from admin_rig import admin
+from api_rig import ADMIN
 from fake_worker_parts import Script
 
 from llmd.admin.grammar import parse
+from llmd.config import RateLimit
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
 DONE = (200, [], {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
@@ -281,6 +284,23 @@ async def waiting(desk, nursery, request_id):
         await trio.sleep(0.01)
     assert not (await peer.ask(type="drain", id=1))["result"]["admission_open"]
     return peer
+
+
+async def test_why_tells_the_key_by_its_ends_and_how_often_it_met_its_limits(demo_models):
+    limits = {"rate_limit": RateLimit(requests_per_minute=1)}
+    async with admin(demo_models, **limits) as desk:
+        desk.rig.answers["POST", "/v1/chat/completions"] = DONE
+        for name in ("r-1", "r-2"):
+            await desk.rig.ask(
+                "POST", "/v1/chat/completions", {**CHAT, "temperature": 0.3},
+                headers=[("x-request-id", name)],
+            )  # fmt: skip
+        story = (await desk.peer().ask(type="why", id=1, request="r-1"))["result"]
+        ends = hashlib.sha256(ADMIN.encode()).hexdigest()
+        assert story["request"]["fingerprint"] == f"{ends[:2]}..{ends[-2:]}"
+        assert story["request"]["temperature"] == 0.3
+        assert story["limited"] == 1
+        assert ADMIN not in str(story)
 
 
 async def test_drain_holds_what_waits_and_why_tells_the_whole_story(desk, autojump_clock):

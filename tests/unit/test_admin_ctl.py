@@ -413,6 +413,16 @@ def test_a_story_names_each_step_its_rule_and_who_was_ahead():
     ]
 
 
+def test_a_story_names_its_key_and_what_that_met():
+    request = p.Request(
+        id="r-1", state="done", key="alice", fingerprint="3a..f1", temperature=0.70, received_at=1.0
+    )
+    lines = render.story(p.Story(request=request, steps=(), limited=3), Style(), 1010.0)
+    assert "key alice (3a..f1)" in lines[0]
+    assert lines[1].endswith("temperature 0.7")
+    assert "3 times" in lines[2]
+
+
 @pytest.mark.parametrize(
     ("answer", "told"),
     [

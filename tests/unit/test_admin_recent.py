@@ -73,6 +73,16 @@ def test_the_window_counts_and_forgets():
     assert recent.window(400.0).ended == 0
 
 
+def test_how_often_a_key_met_its_limits_is_told_by_key_and_forgotten():
+    recent = Recent()
+    for number, (key, status) in enumerate([("a", 429), ("a", 429), ("b", 429), ("a", 200)]):
+        record = RequestRecord(id=str(number), received=0.0, created=1e9, key=key)
+        record.end(RequestState.REFUSED, 10.0, status=status)
+        recent.ended(record, 10.0)
+    assert [recent.limited(key, 20.0) for key in "abc"] == [2, 1, 0]
+    assert recent.limited("a", 400.0) == 0
+
+
 @given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0, 1))
 def test_a_percentile_is_one_of_the_values(values, share):
     assert percentile(values, share) in values

@@ -108,6 +108,7 @@ def test_a_principal_carries_rights_and_limits():
     assert auth.authenticate(bearer("k1")) == Principal(
         name="ci", account="ci", user="ci", role="user", priority=Priority.LOW, weight=2.5,
         models=("a",), limits=Limits(0, 70), concurrency=3,
+        fingerprint="6a..d0",
     )  # fmt: skip
     boss = auth.authenticate(bearer("k2"))
     assert (boss.priority, boss.limits, boss.concurrency) == (Priority.HIGH, Limits(7, 5), 0)

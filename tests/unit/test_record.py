@@ -143,7 +143,7 @@ def test_the_view_is_frozen_json_that_reads_back():
 def test_the_view_misses_no_field_that_others_could_want():
     internal = {
         "received", "queued_at", "granted_at", "first_byte_at", "ended_at", "waited_s",
-        "prompt_estimate_tokens", "story", "cancelled_by",
+        "prompt_estimate_tokens", "story", "cancelled_by", "fingerprint",
     }  # fmt: skip
     derived = {"queue_ms", "first_token_ms", "duration_ms"}
     fields = set(RequestRecord.__struct_fields__)

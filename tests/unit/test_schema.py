@@ -282,6 +282,16 @@ def test_prompts_that_are_refused(prompt):
     assert refused(EMBED, {"input": prompt}).param.startswith("input")
 
 
+def test_the_temperature_is_noted_as_asked_for_or_as_filled_in():
+    assert chat(temperature=0.5).temperature == 0.5
+    assert chat().temperature is None
+    assert read("/completion", prompt="a", temperature="hot").temperature is None
+    parsed, asked = chat(), chat(temperature=0)
+    for one in (parsed, asked):
+        one.apply_defaults({"temperature": 0.6}, {"temperature": 0.9})
+    assert (parsed.temperature, asked.temperature) == (0.6, 0)
+
+
 def test_sequences_are_prompts_times_answers():
     assert text(prompt=["a", "b"], n=3).sequences == 6
 

@@ -190,7 +190,7 @@ def test_an_end_says_who_and_why():
     words = way(over, now=AT + 900)
     assert "+9.0s ● timed out by client gone 504 request_timeout not done within 9 s" in words
     assert "prefill 6.9s" in words
-    assert "in all" in text(sum_lines(over, AT + 900, 81))
+    assert "in all" in text(sum_lines(p.Story(request=over, steps=()), AT + 900, 81))
 
 
 def test_a_request_that_never_waited_has_no_wait():
@@ -198,6 +198,15 @@ def test_a_request_that_never_waited_has_no_wait():
     words = way(direct, ())
     assert "queued" not in words
     assert "admitted" in words
+
+
+def test_who_asks_and_how_is_told():
+    asked = replace(REQUEST, fingerprint="3a..f1", temperature=0.7)
+    words = flat(head_lines(asked, 95, body=False))
+    assert "bob key 3a..f1" in words
+    assert "temp 0.7" in words
+    assert "temp" not in flat(head_lines(REQUEST, 95, body=False))
+    assert "429s 2" in flat(sum_lines(p.Story(request=asked, steps=(), limited=2), AT + 9, 95))
 
 
 def test_the_body_is_said_not_to_be_kept():
@@ -209,7 +218,7 @@ def test_the_body_is_said_not_to_be_kept():
 def test_nothing_is_wider_than_it_may_be(width):
     long = replace(REQUEST, path="/v1/" + "x" * 300, model="漢" * 90, key="[red]" * 30)
     story = p.Story(request=long, steps=tuple(replace(s, detail="word " * 40) for s in WAITED))
-    made = head_lines(long, width, body=True) + sum_lines(long, AT + 9, width)
+    made = head_lines(long, width, body=True) + sum_lines(story, AT + 9, width)
     made += plan_lines(replace(PLAN, model="m" * 200), first_choice(PLAN), width, Look())
     if width > 40:
         made += way_lines(steps_of(story, AT + 9, Look()), AT + 9, width)

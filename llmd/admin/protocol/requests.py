@@ -34,6 +34,7 @@ class Request(View, frozen=True, kw_only=True):
             `cancelled`, `abandoned`, `failed`, `timed_out`.
         model: Once it is resolved.
         key, user, role: Who sent it, once that is known.
+        fingerprint: The ends of its key's digest, as `3a..f1`; "" where there is no key.
         client: From which address.
         path: Of the HTTP request.
         priority: `high`, `normal` or `low`.
@@ -46,6 +47,7 @@ class Request(View, frozen=True, kw_only=True):
         cached_tokens: Of the prompt, need not be computed; known at the end.
         completion_tokens: So far.
         max_tokens: As asked for; None when it asked for no limit.
+        temperature: As asked for or filled in; None when nobody named any.
         tokens_per_s: Of the last seconds, while it decodes.
         progress: 0 to 1 of `max_tokens` while it decodes; of the prompt while it prefills, when
             that is known.
@@ -64,6 +66,7 @@ class Request(View, frozen=True, kw_only=True):
     state: str
     model: str = ""
     key: str = ""
+    fingerprint: str = ""
     user: str = ""
     role: str = ""
     client: str = ""
@@ -83,6 +86,7 @@ class Request(View, frozen=True, kw_only=True):
     cached_tokens: int = 0
     completion_tokens: int = 0
     max_tokens: int | None = None
+    temperature: float | None = None
     tokens_per_s: float | None = None
     progress: float | None = None
     eta_at: float | None = None
@@ -113,10 +117,15 @@ class Requests(View, frozen=True, kw_only=True):
 
 
 class Story(View, frozen=True, kw_only=True):
-    """A request's whole story: the request, and each step of its waiting."""
+    """A request's whole story: the request, and each step of its waiting.
+
+    Attributes:
+        limited: Answers of 429 that its key has had in the last five minutes.
+    """
 
     request: Request
     steps: tuple[Why, ...]
+    limited: int = 0
 
 
 class QueueModel(View, frozen=True, kw_only=True):

@@ -66,6 +66,8 @@ class Generation(Body):
     n_probs: Unread = UNSET
     reasoning_format: Unread = UNSET
     verbose: Unread = UNSET
+    # of interest only to operators
+    temperature: Any = None
 
 
 class Ranged(Generation):

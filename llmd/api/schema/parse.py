@@ -120,6 +120,7 @@ def _read_generation(parsed: ParsedRequest, decoded: Any) -> None:
             _check_choices(name, value, ranged=least is not None)
             parsed.count_choices(value)
             break
+    parsed.note_temperature(decoded.temperature)
     stream, options = decoded.stream, decoded.stream_options
     parsed.note_stream(stream=stream is True, named=stream is not UNSET or options is not UNSET)
     if least is not None and isinstance(options, bodies.StreamOptions) and not stream:

@@ -77,6 +77,7 @@ class ParsedRequest:
         "prompts",
         "service_tier",
         "stream",
+        "temperature",
     )
 
     def __init__(self, kind: Kind, body: bytes) -> None:
@@ -85,6 +86,7 @@ class ParsedRequest:
         self.model: str | None = None
         self.stream = False
         self.max_tokens: int | None = None
+        self.temperature: float | None = None
         self.choices = 1
         self.prompts = 1
         self.prompt_bytes = 0
@@ -121,6 +123,11 @@ class ParsedRequest:
         """Set `choices` from what was written."""
         self.choices = int(min(max(wanted, 1), MAX_SEQUENCES))
 
+    def note_temperature(self, wanted: Any) -> None:
+        """Set `temperature`; what is no number is left to the worker to judge."""
+        if type(wanted) in (int, float):
+            self.temperature = float(wanted)
+
     def note_stream(self, *, stream: bool, named: bool) -> None:
         """Set `stream`; `named` says whether the body has the field or its options at all."""
         self.stream = stream
@@ -147,6 +154,8 @@ class ParsedRequest:
                         self.count_tokens(value)
                     elif name in _ANSWERS:
                         self.count_choices(value)
+                    elif name == "temperature":
+                        self.note_temperature(value)
         if self._added:
             self.decide_gathering(suspect=not SUSPECT.isdisjoint(self._added))
 
