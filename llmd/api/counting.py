@@ -24,22 +24,20 @@ class _Tokens(msgspec.Struct):
     tokens: list[msgspec.Raw]
 
 
-async def count_prompt(upstream: Upstream, parsed: ParsedRequest) -> int | None:
-    """Return the tokens of all prompts of a request together.
+async def count_prompts(upstream: Upstream, parsed: ParsedRequest) -> list[int] | None:
+    """Return the tokens of each prompt of a request.
 
     Returns:
         None where the worker cannot tell: images, prompts of mixed kinds, no answer in time.
     """
     if parsed.images:
         return None
-    total = 0
-    with trio.move_on_after(COUNT_DEADLINE_S) as limit:
+    with trio.move_on_after(COUNT_DEADLINE_S):
         try:
-            for prompt in await _prompts(upstream, parsed):
-                total += await _count(upstream, prompt)
+            return [await _count(upstream, prompt) for prompt in await _prompts(upstream, parsed)]
         except (BadWorkerResponse, WorkerDied, msgspec.MsgspecError, RecursionError):
             return None
-    return None if limit.cancelled_caught else total
+    return None
 
 
 async def _prompts(upstream: Upstream, parsed: ParsedRequest) -> list[Any]:

@@ -5,13 +5,13 @@ An estimate alone refuses nothing that might fit: where it could be wrong, the w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmd import errors
 from llmd.api import schema
 from llmd.api.answer import Answer
 from llmd.api.auth import Principal
-from llmd.api.counting import count_prompt
+from llmd.api.counting import count_prompts
 from llmd.api.schema.kinds import Prompt
 from llmd.api.services import Services
 from llmd.core.tokens import Estimate, PromptSize
@@ -48,9 +48,11 @@ async def expect_fit(call: Call, services: Services, worker: Worker | None) -> N
         if not sure and not _over(_most(call, services), context, limit):
             return
         if worker is not None and worker.upstream is not None:
-            counted = await count_prompt(worker.upstream, parsed)
-            if counted is not None:
-                call.estimate, call.counted = _counted(call, services, counted), True
+            counts = await count_prompts(worker.upstream, parsed)
+            if counts:
+                total, size = sum(counts), prompt_size(parsed)
+                size = replace(size, largest_share=max(counts) / max(1, total))
+                call.estimate, call.counted = _counted(call, services, total, size), True
         elif not (sure and _hopeless(call, context, limit)):
             return  # an estimate alone refuses nothing that might fit: checked again once granted
     refuse_over(call.estimate, parsed, context, limit)
@@ -59,13 +61,14 @@ async def expect_fit(call: Call, services: Services, worker: Worker | None) -> N
 def _most(call: Call, services: Services) -> Estimate:
     """Return the most that a request may need, however its text is tokenized."""
     calibration = services.estimator.calibration(call.model.name)
-    return _counted(call, services, calibration.most_prompt_tokens(prompt_size(call.parsed)))
+    size = prompt_size(call.parsed)
+    return _counted(call, services, calibration.most_prompt_tokens(size), size)
 
 
-def _counted(call: Call, services: Services, prompt_tokens: int) -> Estimate:
+def _counted(call: Call, services: Services, prompt_tokens: int, size: PromptSize) -> Estimate:
     return services.estimator.counted(
         prompt_tokens,
-        prompt_size(call.parsed),
+        size,
         max_tokens=call.parsed.max_tokens,
         n=call.parsed.choices,
         context_tokens=services.context_tokens(call.model),
@@ -77,11 +80,11 @@ def _hopeless(call: Call, context: int, limit: int) -> bool:
 
     No model is loaded, and no other one unloaded, only to refuse it then.
     """
-    wanted = max(call.parsed.max_tokens or 0, 0)
-    prompt = call.estimate.prompt_tokens // 4
-    if context and prompt + wanted > context:
+    estimate, wanted = call.estimate, max(call.parsed.max_tokens or 0, 0)
+    largest = (estimate.context_tokens - estimate.completion_tokens) // 4
+    if context and largest + wanted > context:
         return True
-    return 0 < limit < prompt + wanted * call.estimate.sequences
+    return 0 < limit < estimate.prompt_tokens // 4 + wanted * estimate.sequences
 
 
 def _over(estimate: Estimate, context_tokens: int, limit_tokens: int) -> bool:
@@ -103,9 +106,11 @@ def refuse_over(
     asks = estimate.completion_tokens > estimate.prompt_tokens
     param = "max_tokens" if asks else parsed.kind.prompt.value
     if 0 < context_tokens < estimate.context_tokens:
+        largest = estimate.context_tokens - estimate.completion_tokens
+        what = "its longest prompt" if parsed.prompts > 1 else "prompt"
         raise errors.ContextLengthExceeded(
             f"the model's context is {context_tokens} tokens, and this request needs "
-            f"{estimate.context_tokens}: {estimate.prompt_tokens} of prompt and "
+            f"{estimate.context_tokens}: {largest} of {what} and "
             f"{estimate.completion_tokens} of completion; shorten the messages or lower "
             "max_tokens",
             param=param,
@@ -125,4 +130,5 @@ def prompt_size(parsed: schema.ParsedRequest) -> PromptSize:
         messages=parsed.messages if parsed.kind.prompt is Prompt.MESSAGES else 0,
         images=parsed.images,
         prompts=parsed.prompts,
+        largest_share=parsed.largest_prompt_bytes / max(1, parsed.prompt_bytes),
     )

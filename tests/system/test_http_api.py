@@ -258,6 +258,28 @@ async def test_openais_client_lists_models_and_reads_our_errors(llmd):
     await trio.to_thread.run_sync(ask)
 
 
+async def test_each_of_many_prompts_has_the_whole_context(runtime_dir, real_engine, demo_models):
+    """What a batch takes in all is no matter of the context; the longest of them is."""
+    small, embed = (demo_models / f"demo-{name}.gguf" for name in ("small", "embed"))
+    entries = [
+        {"name": "m", "path": str(small), "context_size": 512},
+        {"name": "e", "path": str(embed), "context_size": 512, "embedding": True},
+    ]
+    worker = {"max_loaded": 2}
+    async with running(runtime_dir, real_engine, entries, worker=worker) as llmd:
+        for loaded in (False, True):  # estimated, then counted by the worker
+            inputs = ["hello " * 40] * 30
+            got = await llmd.call("POST", "/v1/embeddings", {"model": "e", "input": inputs})
+            assert (got.status, len(got.json["data"])) == (200, 30), got.body
+            body = {"model": "m", "prompt": ["tell " * 60] * 6, "max_tokens": 4}
+            got = await llmd.call("POST", "/v1/completions", body)
+            assert (got.status, len(got.json["choices"])) == (200, 6), (loaded, got.body)
+        inputs[7] = "hello " * 400
+        got = await llmd.call("POST", "/v1/embeddings", {"model": "e", "input": inputs})
+        assert (got.status, got.code) == (400, "context_length_exceeded")
+        assert "of its longest prompt" in got.json["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("words", "max_tokens", "param"),
     [(250, 10, "messages"), (150, 400, "messages"), (10, 1020, "max_tokens"), (100, 400, "")],

@@ -53,6 +53,7 @@ def parse(kind: Kind, body: bytes, limits: SchemaLimits) -> ParsedRequest:
     else:
         _read_prompts(parsed, decoded.content, "content", meter)
     parsed.prompt_bytes += meter.text_bytes
+    parsed.largest_prompt_bytes = meter.largest_bytes
     parsed.images = meter.other_parts
     if kind.generates:
         _read_generation(parsed, decoded)

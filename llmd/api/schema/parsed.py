@@ -51,6 +51,7 @@ class ParsedRequest:
         choices: Answers wanted for each prompt (`n`).
         prompts: Prompts or inputs in it.
         prompt_bytes: Length of its text in UTF-8: messages, prompts, inputs and tools.
+        largest_prompt_bytes: Of it, what the longest message, prompt or input has.
         messages: Messages of a chat; else as many as there are prompts.
         continues: The last message is the assistant's, so the answer may go on with it.
         images: Images, sounds and videos.
@@ -70,6 +71,7 @@ class ParsedRequest:
         "gathers",
         "images",
         "kind",
+        "largest_prompt_bytes",
         "max_tokens",
         "messages",
         "model",
@@ -90,6 +92,7 @@ class ParsedRequest:
         self.choices = 1
         self.prompts = 1
         self.prompt_bytes = 0
+        self.largest_prompt_bytes = 0
         self.messages = 1
         self.continues = False
         self.images = 0

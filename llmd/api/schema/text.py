@@ -70,14 +70,15 @@ class TextMeter:
 
     Attributes:
         text_bytes: What has been counted, in UTF-8.
+        largest_bytes: The largest message or prompt of it.
         other_parts: Images, sounds and videos met.
     """
 
-    __slots__ = ("_limits", "other_parts", "text_bytes")
+    __slots__ = ("_limits", "largest_bytes", "other_parts", "text_bytes")
 
     def __init__(self, limits: SchemaLimits) -> None:
         self._limits = limits
-        self.text_bytes = 0
+        self.text_bytes = self.largest_bytes = 0
         self.other_parts = 0
 
     def message(self, message: Message, number: int) -> None:
@@ -158,6 +159,7 @@ class TextMeter:
     def _add(self, size: int, param: str, number: int | None) -> None:
         limits = self._limits
         self.text_bytes += size
+        self.largest_bytes = max(self.largest_bytes, size)
         if size > limits.max_message_bytes > 0:
             raise InvalidRequest(
                 f"{_place(param, number)} has {size} bytes of text, more than the "
