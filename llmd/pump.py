@@ -150,9 +150,17 @@ class Pump(trio.abc.Instrument):
             back = False
             for fd, _ in found:
                 pumped = sockets.get(fd)
-                # without a socket it is trio that has something to do
-                if pumped is None or self._serve(fd, pumped, now):
+                if pumped is None:  # it is trio that has something to do
                     back = True
+                    continue
+                try:
+                    pause_s = pumped.readable(now)
+                except BaseException as error:  # it belongs to the task
+                    pumped.error, pause_s = error, DONE
+                if pause_s or sockets.get(fd) is not pumped:
+                    back |= self._served(fd, pumped, now, pause_s)
+                else:
+                    self.served += 1
             if now >= self._due:
                 back |= self._end_pauses(now)
             if back:
@@ -167,24 +175,23 @@ class Pump(trio.abc.Instrument):
         """Serve the sockets whose pause ends about now; tells whether a task goes on."""
         back = False
         for fd, pumped in list(self._paused.items()):
-            if pumped.due <= now + GATHER_S and self._serve(fd, pumped, now):
-                back = True
+            if pumped.due <= now + GATHER_S:
+                try:
+                    pause_s = pumped.readable(now)
+                except BaseException as error:  # it belongs to the task
+                    pumped.error, pause_s = error, DONE
+                back |= self._served(fd, pumped, now, pause_s)
         self._due = min((pumped.due for pumped in self._paused.values()), default=math.inf)
         return back
 
-    def _serve(self, fd: int, pumped: _Pumped, now: float) -> bool:
-        """Have one socket read, and tell whether its task goes on."""
-        try:
-            pause_s = pumped.readable(now)
-            ours = self._sockets.get(fd) is pumped  # else it has cancelled itself just now
-            if pause_s >= 0 and ours:
-                self.served += 1
-                if pause_s or fd in self._paused:
-                    self._wait(fd, pumped, now, pause_s)
-                return False
-        except BaseException as error:  # it belongs to the task
-            pumped.error = error
-            ours = self._sockets.get(fd) is pumped
+    def _served(self, fd: int, pumped: _Pumped, now: float, pause_s: float) -> bool:
+        """Do what a read of one socket asks for, and tell whether its task goes on."""
+        ours = self._sockets.get(fd) is pumped  # else it has cancelled itself just now
+        if pause_s >= 0 and ours:
+            self.served += 1
+            if pause_s or fd in self._paused:
+                self._wait(fd, pumped, now, pause_s)
+            return False
         if ours:
             self._end(fd, pumped)
         else:

@@ -7,7 +7,7 @@ after it, and not at all when the client has left.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -105,15 +105,18 @@ class Answer:
 
     @property
     def in_chunks(self) -> bool:
-        """Whether `more_now` and `framed_now` can do it now."""
+        """Whether `more_now` can do it now."""
         return self.started and self._connection.in_chunks
 
-    def framed_now(self, chunk: bytes) -> bytes | None:
-        """Do as `more_now` with bytes that are one whole chunk of a chunked body already."""
-        left = self._connection.send_framed_now(chunk)
-        if left is not None:
-            self._record.response_bytes += len(chunk) - chunk.index(b"\r\n") - 4
-        return left
+    @property
+    def chunk_sender(self) -> Callable[[bytes], int] | None:
+        """What sends a chunk that is framed already, with nothing in between.
+
+        It returns how many bytes have gone and raises OSError when none can: then `more_now`
+        finds out why. It counts nothing, and is good while a body is being sent by one task. None
+        where `more_now` cannot do it.
+        """
+        return self._connection.chunk_sender if self.in_chunks else None
 
     async def rest(self, left: bytes) -> None:
         """Send what `more_now` left."""

@@ -114,18 +114,20 @@ class Connection:
             What is left for `send_rest`, b"" when all has gone; None when this connection cannot
             do it: encrypted, another framing, no body begun.
         """
-        return self.send_framed_now(b"%x\r\n%b\r\n" % (len(data), data))
-
-    def send_framed_now(self, chunk: bytes) -> bytes | None:
-        """Do as `send_chunk_now` with what is framed as a chunk already."""
-        if self._tls is not None or not self._protocol.chunked or self._closing:
+        if not self.in_chunks:
             return None
+        chunk = b"%x\r\n%b\r\n" % (len(data), data)
         try:
             sent = self._socket_stream.send_now(chunk)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._ended()
             return b""
         return b"" if sent == len(chunk) else chunk[sent:]
+
+    @property
+    def chunk_sender(self) -> Callable[[bytes], int]:
+        """See `Answer.chunk_sender`."""
+        return self._socket_stream.socket.send
 
     async def send_rest(self, rest: bytes) -> None:
         """Send what `send_chunk_now` left."""

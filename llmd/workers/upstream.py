@@ -7,7 +7,6 @@ closes the connection, which is how a llama-server is told to stop generating.
 
 from __future__ import annotations
 
-import functools
 import socket
 import struct
 from collections import deque
@@ -201,6 +200,7 @@ class UpstreamResponse:
         if connection is None or connection.done or connection.body:
             return
         recv, parse, body = connection.stream.socket.recv, connection.parse, connection.body
+        heads = _Heads()
 
         def readable(now: float) -> float:
             try:
@@ -214,7 +214,7 @@ class UpstreamResponse:
             if (
                 connection.between_chunks
                 and data.endswith(b"\r\n")
-                and data.startswith(chunk_head(len(data)))
+                and data.startswith(heads[len(data)])
             ):
                 pause_s = take(data, True, now)
                 if pause_s is not None:
@@ -392,17 +392,24 @@ class Upstream:
             self._discard(connection)
 
 
-@functools.cache
 def chunk_head(size: int) -> bytes:
-    """Return how one whole chunk of `size` bytes, framing included, begins as llama-server says it.
+    """Return how one whole chunk of `size` bytes, framing included, begins.
 
-    A stream repeats few sizes, and only those of up to `MAX_RECEIVE_BYTES` are asked for.
+    As llama-server says it, and for sizes up to `MAX_RECEIVE_BYTES`.
     """
     for digits in range(1, 6):
         head = b"%x\r\n" % max(size - digits - 4, 0)
         if len(head) == digits + 2 and head != b"0\r\n":  # which is the end of a body
             return head
     return b"\n"  # no chunk begins so
+
+
+class _Heads(dict[int, bytes]):
+    """`chunk_head` by size; a stream repeats few sizes."""
+
+    def __missing__(self, size: int) -> bytes:
+        head = self[size] = chunk_head(size)
+        return head
 
 
 def peer_pid(sock: socket.socket) -> int:
