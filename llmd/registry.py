@@ -175,7 +175,15 @@ class Registry:
         return request_id
 
     def open(self, *, wanted_id: bytes, path: str, client: str) -> Handle:
-        """Begin a request.
+        """Begin a request of a caller who is known; see `begin`."""
+        handle = self.begin(wanted_id=wanted_id, path=path, client=client)
+        self.enter(handle)
+        return handle
+
+    def begin(self, *, wanted_id: bytes, path: str, client: str) -> Handle:
+        """Begin a request that nobody is told of before it has entered.
+
+        Whoever has no key would else fill the history, and take ids from those who have one.
 
         Args:
             wanted_id: The client's `X-Request-Id`; taken if it is well formed and free.
@@ -187,12 +195,19 @@ class Registry:
         record = RequestRecord(
             id=request_id, path=path, client=client, created=self._wall_clock(), received=now
         )
-        handle = Handle(record, trio.CancelScope())
-        self._live[request_id] = handle
-        return handle
+        return Handle(record, trio.CancelScope())
+
+    def enter(self, handle: Handle) -> None:
+        """List a request, now that its caller is known; with no checkpoint since it began."""
+        assert handle.record.id not in self._live
+        self._live[handle.record.id] = handle
+
+    def entered(self, handle: Handle) -> bool:
+        """Tell whether a request is listed, and is to be closed."""
+        return self._live.get(handle.record.id) is handle
 
     def close(self, handle: Handle) -> None:
-        """End a request: from now on it is only remembered. Its record has its end."""
+        """End a request that had entered: now it is only remembered. Its record has its end."""
         record = handle.record
         assert record.ended
         del self._live[record.id]

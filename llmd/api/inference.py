@@ -16,6 +16,7 @@ from llmd.api import schema
 from llmd.api.answer import JSON, Answer
 from llmd.api.asgi import CONNECTION, Json, Receive, Send
 from llmd.api.assemble import Assembler, WorkerError
+from llmd.api.auth import Principal
 from llmd.api.body import read_body
 from llmd.api.connection import Connection
 from llmd.api.fit import Call, expect_fit, prompt_size
@@ -59,7 +60,7 @@ class Inference:
         """Serve one request; it ends in an answer or in the client's leaving."""
         services = self._services
         connection: Connection = scope["state"][CONNECTION]
-        handle = services.registry.open(
+        handle = services.registry.begin(
             wanted_id=header(scope, b"x-request-id"),
             path=scope["path"],
             client=services.gate.client(scope),
@@ -89,7 +90,7 @@ class Inference:
 
     async def _way(self, handle: Handle, answer: Answer, scope: Json, receive: Receive) -> None:
         services, record, config = self._services, handle.record, self._services.config
-        principal = await services.gate.admit(scope, record.client)
+        principal = await self._admit(handle, scope)
         record.key, record.fingerprint = principal.name, principal.fingerprint
         record.user, record.role = principal.user, principal.role
         if services.draining:  # before its body: a slow one must not hold up the end
@@ -124,6 +125,17 @@ class Inference:
             await answer.whole(said.status, [JSON], said.body)
 
     # --- before the queue -------------------------------------------------------------------
+
+    async def _admit(self, handle: Handle, scope: Json) -> Principal:
+        """Tell who is calling, and list the request; one without a good key stays unlisted."""
+        gate, registry = self._services.gate, self._services.registry
+        try:
+            principal = await gate.admit(scope, handle.record.client)
+        except errors.PermissionDenied:  # open mode, and another site's: refused like any other
+            registry.enter(handle)
+            raise
+        registry.enter(handle)
+        return principal
 
     def _estimate(self, parsed: schema.ParsedRequest, model: CatalogModel) -> Estimate:
         return self._services.estimator.estimate(
@@ -319,11 +331,11 @@ class Inference:
         handle.end(error, answer.status, trio.current_time())
         if handle.settle is not None:
             handle.settle(None if record.granted_at is None else record.used_tokens)
-        services.registry.close(handle)
-        if record.status == 401:
-            services.metrics.refused("", record.code)
-        else:
+        if services.registry.entered(handle):
+            services.registry.close(handle)
             services.metrics.finished(record)
+        else:  # also one that left while its 401 was held back
+            services.metrics.refused("", errors.InvalidApiKey.code)
 
 
 def work_of(parsed: schema.ParsedRequest) -> Work:

@@ -246,6 +246,7 @@ class Rig:
         if body and not any(name == b"content-length" for name, _ in found):
             found.append((b"content-length", b"%d" % len(body)))
         path, _, query = path.partition("?")
+        self.client = Client()
         scope = {
             "type": "http",
             "http_version": "1.1",
@@ -258,7 +259,7 @@ class Rig:
             "headers": found,
             "client": ("127.0.0.1", 5000),
             "server": ("127.0.0.1", 7860),
-            "state": {CONNECTION: Client()},
+            "state": {CONNECTION: self.client},
             "extensions": {},
         }
         messages = []

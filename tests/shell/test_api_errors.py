@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import pytest
 import trio
 from api_rig import ADMIN, ALICE, api
+from trio.testing import wait_all_tasks_blocked
 
 from llmd.api.routes import all_routes, later
 from llmd.api.routing import Access
@@ -173,6 +175,41 @@ async def test_who_is_kept_out_is_counted(demo_models):
         page = (await rig.ask("GET", "/metrics")).body
     assert b'llmd_refused_total{key="invalid",reason="invalid_api_key"} 1' in page
     assert b'llmd_refused_total{key="alice",reason="permission_denied"} 1' in page
+
+
+CHAT = "/v1/chat/completions"
+
+
+async def test_completions_of_strangers_are_counted_and_not_remembered(demo_models):
+    """Else whoever has no key could push everybody's requests out of the history."""
+    async with api(demo_models) as rig:
+        asks = [("x-request-id", "mine")]
+        for key in (None, "wrong"):
+            answer = await rig.ask("POST", CHAT, b"{", key=key, headers=asks)
+            assert (answer.status, answer.headers["x-request-id"]) == (401, "mine")
+        assert list(rig.registry.records()) == []
+        assert (await rig.ask("GET", "/requests")).json["data"] == []
+        known = await rig.ask("POST", CHAT, b"{", key=ALICE, headers=asks)
+        assert (known.status, known.headers["x-request-id"]) == (400, "mine")
+        page = (await rig.ask("GET", "/metrics")).body
+    assert [record.id for record in rig.registry.records()] == ["mine"]
+    assert b'llmd_refused_total{key="invalid",reason="invalid_api_key"} 2' in page
+
+
+async def test_a_stranger_that_leaves_while_its_401_is_held_back_is_forgotten(
+    demo_models, autojump_clock
+):
+    async with api(demo_models) as rig:
+        for _ in range(5):
+            await rig.ask("POST", CHAT, b"{", key="wrong")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(rig.ask, "POST", CHAT, b"{", key="wrong"))
+            await wait_all_tasks_blocked()
+            assert len(rig.registry) == 0
+            rig.client.on_disconnect("")
+        assert list(rig.registry.records()) == []
+        page = (await rig.ask("GET", "/metrics")).body
+    assert b'llmd_refused_total{key="invalid",reason="invalid_api_key"} 6' in page
 
 
 @pytest.mark.parametrize("host", ["", "a b", "[::1", "x" * 300, "\x7f", "évil"])

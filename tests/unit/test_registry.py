@@ -156,6 +156,21 @@ def test_a_request_is_closed_once_and_only_at_its_end():
     assert [record.id for record in made.records()] == ["r"]
 
 
+def test_a_request_that_never_entered_is_unknown_and_holds_no_id():
+    told = []
+    made = Registry(3, wall_clock=lambda: 1.7e9, on_close=told.append)
+    stranger = made.begin(wanted_id=b"mine", path="/v1/x", client="192.0.2.1")
+    assert stranger.record.id == "mine"
+    assert not made.entered(stranger)
+    assert (len(made), list(made.records()), made.live("mine")) == (0, [], None)
+    known = opened(made, "mine")
+    assert known.record.id == "mine"
+    assert made.entered(known)
+    assert not made.entered(stranger)
+    finish(made, known)
+    assert told == [known.record]
+
+
 # --- verdicts and ends ---------------------------------------------------------------------
 
 
