@@ -29,6 +29,35 @@ async def test_an_unknown_path_is_404(demo_models, method, path):
     assert answer.error["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("target", ["//{}", "///{}", "{}", "?{}", "*", "x://[/{}"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "v1/chat/completions"), ("GET", "health"), ("GET", "v1/models"), ("GET", "")],
+)
+async def test_what_is_no_path_is_404(demo_models, method, path, target):
+    """Nobody's path is rewritten into another one, least of all into one that goes another way."""
+    async with api(demo_models) as rig:
+        answer = await rig.ask(method, target.format(path), b"{}")
+    assert (answer.status, answer.error["code"]) == (404, "not_found")
+    assert OWN_ID.fullmatch(answer.headers["x-request-id"])
+
+
+@pytest.mark.parametrize("site", ["http://127.0.0.1:7860", "HTTPS://other.example"])
+async def test_a_target_may_be_named_in_full(demo_models, site):
+    async with api(demo_models) as rig:
+        statuses = [
+            (await rig.ask(method, site + path, b"{")).status
+            for method, path in (
+                ("GET", "/health"),
+                ("GET", "/v1/models"),
+                ("POST", "/v1/chat/completions"),
+                ("GET", ""),
+                ("GET", "//health"),
+            )
+        ]
+    assert statuses == [200, 200, 400, 200, 404]
+
+
 async def test_what_comes_later_says_that_it_is_not_there_yet(demo_models, autojump_clock):
     async with api(demo_models) as rig:
         for route in later.routes():
