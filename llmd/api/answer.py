@@ -176,9 +176,21 @@ def retry_headers(retry_after_s: float | None) -> list[Header]:
     ]
 
 
-def passed_on(headers: Sequence[Header]) -> list[Header]:
-    """Return a worker's headers without those of its connection and its own framing."""
-    return [header for header in headers if header[0] not in _HOP_BY_HOP]
+def passed_on(status: int, headers: Sequence[Header]) -> list[Header]:
+    """Return the headers that go on with a worker's own answer.
+
+    Those of its connection and its framing do not. What clients are promised of a status holds
+    whoever gives it: a worker says neither when to try again nor that it is of no use.
+    """
+    kept = [header for header in headers if header[0] not in _HOP_BY_HOP]
+    if status == 501:
+        kept = [header for header in kept if header[0] != b"x-should-retry"]
+        kept.append((b"x-should-retry", b"false"))
+    elif status in (429, 503):
+        asked = next((value for name, value in kept if name == b"retry-after"), b"")
+        kept = [header for header in kept if not header[0].startswith(b"retry-after")]
+        kept += retry_headers(float(asked) if asked.isdigit() else None)
+    return kept
 
 
 _HOP_BY_HOP = frozenset(

@@ -13,7 +13,7 @@ import trio
 
 from llmd import errors
 from llmd.api import schema
-from llmd.api.answer import JSON, Answer
+from llmd.api.answer import JSON, Answer, passed_on
 from llmd.api.asgi import CONNECTION, Json, Receive, Send
 from llmd.api.assemble import Assembler, WorkerError
 from llmd.api.auth import Principal
@@ -122,7 +122,7 @@ class Inference:
             await self._serve(call)
         except WorkerError as said:
             handle.worker_status = said.status
-            await answer.whole(said.status, [JSON], said.body)
+            await answer.whole(said.status, passed_on(said.status, [JSON]), said.body)
 
     # --- before the queue -------------------------------------------------------------------
 

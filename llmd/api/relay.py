@@ -259,7 +259,7 @@ class Relay:
     async def _more(self, response: UpstreamResponse, events: bytes) -> None:
         if not self._answer.started:
             self._answer.streaming = True
-            await self._answer.begin(200, passed_on(response.headers))
+            await self._answer.begin(200, passed_on(200, response.headers))
         await self._answer.more(events)
 
     async def _gather(self, response: UpstreamResponse, assembler: Assembler) -> Usage:
@@ -290,7 +290,7 @@ class Relay:
         return splitter.usage()
 
     async def _whole(self, response: UpstreamResponse) -> Usage:
-        """Pass on an answer that is no stream, errors included, unchanged."""
+        """Pass on an answer that is no stream, errors included, its body unchanged."""
         parts: list[bytes] = []
         size = 0
         while data := await self._minded(response.receive):
@@ -304,7 +304,8 @@ class Relay:
         else:
             self._record.first_byte(self._heard)
         if not self._answer.started:
-            await self._answer.whole(response.status, passed_on(response.headers), body)
+            headers = passed_on(response.status, response.headers)
+            await self._answer.whole(response.status, headers, body)
         else:  # comments have gone: the error can only be an event
             await self._answer.more(b"data: %b\n\n" % body.replace(b"\n", b" "))
             await self._answer.end()

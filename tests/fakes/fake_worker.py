@@ -24,6 +24,7 @@ What it does with a prompt is told by the prompt:
     [[sticky]]      the slot stays busy for ever after a disconnect
     [[status N]]    answers with status N and an error    [[garbage]]   answers what is no HTTP
     [[cut]]         ends the connection after 2 tokens    [[say]]       logs the prompt as it is
+    [[fails N]]     a stream's first event is an error with code N
 """
 
 from __future__ import annotations
@@ -271,6 +272,13 @@ class Worker:
                     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
                     b"Transfer-Encoding: chunked\r\n\r\n"
                 )
+            if stream and "fails" in orders:
+                error = {"message": "as told", "code": int(orders["fails"])}
+                chunk(
+                    writer,
+                    b"data: %b\n\n" % json.dumps({"error": error}, separators=(",", ":")).encode(),
+                )
+                count = 0
             for number in range(count):
                 slot.decoded += 1
                 if stream:

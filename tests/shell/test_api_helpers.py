@@ -33,6 +33,29 @@ async def test_a_helper_loads_the_model_and_passes_the_answer_on(demo_models, au
     assert (record["state"], record["model"], record["key"]) == ("done", "demo-large", "alice")
 
 
+@pytest.mark.parametrize(
+    ("status", "theirs", "told"),
+    [
+        (501, [], {"x-should-retry": "false"}),
+        (503, [], {"retry-after": "1", "retry-after-ms": "1000"}),
+        (503, [(b"retry-after", b"7")], {"retry-after": "7", "retry-after-ms": "7000"}),
+        (429, [(b"retry-after", b"soon")], {"retry-after": "1", "retry-after-ms": "1000"}),
+        (400, [], {}),
+    ],
+)
+async def test_a_workers_error_says_whether_and_when_to_try_again(
+    demo_models, autojump_clock, status, theirs, told
+):
+    body = {"error": {"message": "as the worker says it", "code": status}}
+    async with api(demo_models) as rig:
+        for path in ("/tokenize", "/slots/0"):
+            rig.answers["POST", path] = status, theirs, body
+            answer = await rig.ask("POST", path, {"model": "demo-small"})
+            assert (answer.status, answer.json) == (status, body)
+            found = {k: v for k, v in answer.headers.items() if "retry" in k}
+            assert found == told
+
+
 async def test_without_a_name_it_is_the_default_model(demo_models, autojump_clock):
     scheduler = SchedulerSettings(default_model="demo-large")
     async with api(demo_models, scheduler=scheduler) as rig:

@@ -228,6 +228,18 @@ async def test_a_workers_own_error_reaches_the_client_unchanged(fake, stream):
     fake.assert_nothing_left()
 
 
+@pytest.mark.parametrize("order", ["status", "fails"])  # at once, and as an event that is gathered
+@pytest.mark.parametrize("status", [429, 501, 503])
+async def test_a_workers_own_error_says_whether_and_when_to_try_again(fake, order, status):
+    answer = await fake.chat(f"[[{order} {status}]]")
+    assert answer.status == answer.json["error"]["code"] == status
+    assert answer.headers.get("x-should-retry") == ("false" if status == 501 else None)
+    assert ("retry-after" in answer.headers) is (status != 501)
+    if status != 501:
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+        assert 0 < int(answer.headers["retry-after-ms"]) <= 60_000
+
+
 # --- clients --------------------------------------------------------------------------------
 
 

@@ -14,7 +14,6 @@ import msgspec
 import trio
 
 from llmd import errors
-from llmd.api.answer import passed_on
 from llmd.api.gate import header, wanted_priority
 from llmd.api.routes.upstream import ask, reply_of
 from llmd.api.routing import Access, Call, Reply, Route, decode
@@ -192,7 +191,7 @@ async def _exchange(request: _Help, worker: Worker) -> Reply:
     except errors.WorkerStalled:
         worker.suspect(f"no byte for {stall_s:g} s ({request.handle.record.id})")
         raise
-    return reply_of(answer, passed_on(answer.headers))
+    return reply_of(answer)
 
 
 def _account(

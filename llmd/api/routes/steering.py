@@ -12,7 +12,6 @@ import msgspec
 import trio
 
 from llmd import errors
-from llmd.api.answer import passed_on
 from llmd.api.routes.helpers import accounted, charge
 from llmd.api.routes.upstream import ask, reply_of
 from llmd.api.routing import Access, Call, Reply, Route, as_json, decode
@@ -56,7 +55,7 @@ async def _way(call: Call, handle: Handle) -> Reply:
         deadline_s=_DEADLINE_S,
         headers=((b"Content-Type", b"application/json"),),
     )
-    return reply_of(answer, passed_on(answer.headers))
+    return reply_of(answer)
 
 
 def _owned(call: Call, form: Control) -> RequestRecord:

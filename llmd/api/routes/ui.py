@@ -10,7 +10,7 @@ from __future__ import annotations
 from html import escape
 
 from llmd import __version__, errors
-from llmd.api.answer import Header, passed_on
+from llmd.api.answer import Header
 from llmd.api.gate import header
 from llmd.api.routes.upstream import WorkerAnswer, ask, reply_of
 from llmd.api.routing import Access, Call, Reply, Route
@@ -39,14 +39,14 @@ async def _index(call: Call) -> Reply:
     answer = await _from_worker(call, b"/")
     if answer is None or answer.status not in (200, 304):
         return Reply(200, _page(call).encode(), _HEADERS)
-    return reply_of(answer, passed_on(answer.headers))
+    return reply_of(answer)
 
 
 async def _asset(call: Call, name: str) -> Reply:
     answer = await _from_worker(call, b"/" + name.encode())
     if answer is None or answer.status not in (200, 304, _NO_GZIP):
         raise errors.NotFound(f"there is no /{name[:200]}")
-    return reply_of(answer, passed_on(answer.headers))
+    return reply_of(answer)
 
 
 async def _from_worker(call: Call, path: bytes) -> WorkerAnswer | None:

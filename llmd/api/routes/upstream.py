@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import trio
 
 from llmd import errors
-from llmd.api.answer import Header
+from llmd.api.answer import Header, passed_on
 from llmd.api.routing import Reply
 from llmd.workers.worker import Worker
 
@@ -66,6 +66,6 @@ async def ask(
     raise errors.WorkerStalled(f"the worker did not answer within {deadline_s:g} s")
 
 
-def reply_of(answer: WorkerAnswer, headers: Iterable[Header]) -> Reply:
+def reply_of(answer: WorkerAnswer) -> Reply:
     """Return a worker's answer as ours, with those of its headers that may go on."""
-    return Reply(answer.status, answer.body, tuple(headers))
+    return Reply(answer.status, answer.body, tuple(passed_on(answer.status, answer.headers)))

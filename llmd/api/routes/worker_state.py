@@ -12,7 +12,6 @@ from urllib.parse import urlencode
 import msgspec
 
 from llmd import errors
-from llmd.api.answer import passed_on
 from llmd.api.routes.upstream import WorkerAnswer, ask, reply_of
 from llmd.api.routing import Access, Call, Reply, Route, decode
 from llmd.workers.worker import Worker
@@ -40,14 +39,14 @@ _PUBLIC_PROGRESS = frozenset({"has_next_token", "n_decoded", "n_remain"})
 async def _look(call: Call) -> Reply:
     """Pass on what the worker says of itself."""
     answer = await _ask(call, b"GET", call.scope["path"], {}, deadline_s=_LOOK_S)
-    return reply_of(answer, passed_on(answer.headers))
+    return reply_of(answer)
 
 
 async def _slots(call: Call) -> Reply:
     """Pass on what the slots do, without the prompts unless an admin asks."""
     kept = {name: call.query[name] for name in ("fail_on_no_slot",) if name in call.query}
     answer = await _ask(call, b"GET", "/slots", kept, deadline_s=_LOOK_S)
-    reply = reply_of(answer, passed_on(answer.headers))
+    reply = reply_of(answer)
     if call.principal.admin or answer.status != 200:
         return reply
     try:
@@ -82,7 +81,7 @@ async def _change(call: Call, path: str, query: Mapping[str, str]) -> Reply:
     body = await call.read() or b"{}"
     decode(body, object)
     answer = await _ask(call, b"POST", path, query, body, deadline_s=_CHANGE_S)
-    return reply_of(answer, passed_on(answer.headers))
+    return reply_of(answer)
 
 
 async def _ask(
