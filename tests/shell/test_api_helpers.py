@@ -134,6 +134,17 @@ async def test_the_workers_own_errors_are_passed_on(demo_models, autojump_clock)
     assert answer.headers["x-of-worker"] == "1"
 
 
+@pytest.mark.parametrize(("status", "state"), [(400, "refused"), (500, "failed")])
+async def test_what_the_worker_refuses_is_not_done(demo_models, autojump_clock, status, state):
+    async with api(demo_models) as rig:
+        rig.answers["POST", "/tokenize"] = status, [], {"error": {"code": status}}
+        await rig.ask("POST", "/tokenize", {"model": "demo-small"}, key=ALICE)
+        record = (await rig.ask("GET", "/requests")).json["data"][0]
+        page = (await rig.ask("GET", "/metrics")).body.decode()
+    assert (record["state"], record["status"], record["code"]) == (state, status, "worker_error")
+    assert f'llmd_requests_total{{code="{status}",model="demo-small",outcome="{state}"}} 1' in page
+
+
 async def test_helpers_count_against_the_requests_of_a_key(demo_models, autojump_clock):
     keys = (ApiKey(name="root", key=ADMIN, role="admin"), ApiKey(name="alice", key=ALICE))
     limits = RateLimit(requests_per_minute=2, estimated_tokens_per_minute=10)

@@ -46,6 +46,8 @@ async def test_a_workers_refusal_is_passed_on(demo_models, autojump_clock):
         rig.answers["POST", PATH] = 400, [], refusal
         answer = await rig.ask("POST", PATH, order(action="stop"), key=ALICE)
         assert (answer.status, answer.json) == (400, refusal)
+        record = next(record for record in rig.registry.records() if record.path == PATH)
+        assert (record.state.value, record.code) == ("refused", "worker_error")
         await rig.ask("POST", "/requests/cancel-all")
 
 

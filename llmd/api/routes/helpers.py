@@ -200,6 +200,8 @@ def _account(
     services, record = call.services, handle.record
     if reply is not None:
         record.response_bytes = len(reply.body)
+        # handlers raise what llmd refuses: a reply that is an error is the worker's own
+        handle.worker_status = reply.status if reply.status >= 400 else 0
     handle.end(error, reply.status if reply else 0, trio.current_time())
     if handle.settle is not None:
         handle.settle(None if record.granted_at is None else 0)
