@@ -128,7 +128,9 @@ class Daemon:
             is_model=lambda name: self.catalog.resolve(name) is not None,
             is_key=authenticator.has_key,
             queue=lambda: self.fleet.queue_sample(self.scheduler.statistics()),
-            workers=lambda: self.fleet.worker_samples(self.supervisor.statistics()),
+            workers=lambda: self.fleet.worker_samples(
+                self.supervisor.statistics(), self.services.operations.state_of
+            ),
         )
         self.registry = Registry(config.server.request_history, on_close=self._request_ended)
         self.supervisor = Supervisor(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -259,16 +259,26 @@ class Fleet:
             running={model.model: model.running for model in policy.models},
         )
 
-    def worker_samples(self, workers: Iterable[WorkerStatistics]) -> list[WorkerSample]:
-        """Return every model's worker, those that never started too."""
-        known = {worker.model: worker for worker in workers}
-        samples = []
-        for model in self._catalog.models:
-            worker = known.get(model.name)
-            state = worker.state if worker else WorkerState.OFF
-            held = {"cpu": worker.memory_bytes} if worker and worker.memory_bytes else {}
-            samples.append(WorkerSample(model.name, state, held))
-        return samples
+    def worker_samples(
+        self,
+        workers: Iterable[WorkerStatistics],
+        state_of: Callable[[CatalogModel], WorkerState],
+    ) -> list[WorkerSample]:
+        """Return every model's worker, those that never started too.
+
+        Args:
+            workers: What is known of those that did.
+            state_of: Says of each model what everybody says of it; see `Operations.state_of`.
+        """
+        held = {worker.model: worker.memory_bytes for worker in workers if worker.memory_bytes}
+        return [
+            WorkerSample(
+                model.name,
+                state_of(model),
+                {"cpu": held[model.name]} if model.name in held else {},
+            )
+            for model in self._catalog.models
+        ]
 
 
 def _last_value(args: tuple[str, ...]) -> int | None:

@@ -163,7 +163,9 @@ class Rig:
             version="test",
             is_model=lambda name: self.catalog.resolve(name) is not None,
             is_key=authenticator.has_key,
-            workers=lambda: fleet.worker_samples(self.supervisor.statistics()),
+            workers=lambda: fleet.worker_samples(
+                self.supervisor.statistics(), self.services.operations.state_of
+            ),
         )
         self.registry = Registry(config.server.request_history)
         self.supervisor = Supervisor(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ import trio
 from api_rig import ALICE, BOB, api
 from fake_worker_parts import Script
 from prometheus_client.parser import text_string_to_metric_families
+from test_api_control import FOR_EVER, running
 
 from llmd.config import Server
 from llmd.config.schema import ModelConfig
@@ -206,6 +208,26 @@ async def test_the_page_for_prometheus_has_the_workers_series_too(demo_models, a
     assert samples["llamacpp:requests_deferred", (("model", "demo-small"),)] == 3
     ready = (("model", "demo-small"), ("state", "ready"))
     assert samples["llmd_worker_state", ready] == 1
+
+
+async def test_metrics_say_the_states_that_the_api_says(demo_models, autojump_clock):
+    """Of a file that cannot be loaded, and of both sides of a switch that has to wait."""
+    gone = ModelConfig(name="gone", path="/nowhere/gone.gguf")
+    async with (
+        api(demo_models, models=(gone,), **FOR_EVER) as rig,
+        trio.open_nursery() as nursery,
+    ):
+        await rig.loaded("demo-small")
+        await running(rig, nursery)
+        await rig.ask("POST", "/switch-model", {"model": "demo-large", "drain_sec": 100})
+        listed = (await rig.ask("GET", "/v1/models")).json["data"]
+        page = (await rig.ask("GET", "/metrics")).body.decode()
+        await rig.ask("POST", "/requests/cancel-all")
+    said = {model["id"]: model["status"] for model in listed}
+    assert said["gone"] == "failed"
+    assert (said["demo-small"], said["demo-large"]) == ("draining", "starting")
+    told = re.findall(r'llmd_worker_state\{model="([^"]+)",state="(\w+)"\} 1\.0', page)
+    assert dict(told) == said
 
 
 async def test_openmetrics_for_those_who_ask(demo_models):
