@@ -25,7 +25,7 @@ from llmd.config.faults import dotted
 from llmd.config.locate import KeyPath
 from llmd.errors import ConfigError, LlmdError
 from llmd.fleet import Fleet, total_memory_bytes
-from llmd.models.catalog import Catalog
+from llmd.models.catalog import Catalog, CatalogFault
 from llmd.models.hub import Missing, Unreachable, look_up
 from llmd.models.model import CatalogModel
 from llmd.workers.command import slot_count
@@ -102,7 +102,7 @@ class _Check:
         self._config = loaded.config
         self._env = env
         self._memory_bytes = memory_bytes
-        self._explicit: list[CatalogModel] = []
+        self._numbers: list[int] = []  # of the entries that the catalog was made of
 
     def run(self, find: FindEngine) -> list[str]:
         """Return the summary, a line each."""
@@ -115,9 +115,9 @@ class _Check:
         self._try(lambda: listen_allowed(config.server.host, has_keys=keys, allow_open=allow_open))
         engine = self._try(lambda: find(config.llama.binary))
         models_dir = Path(config.llama.models_dir) if config.llama.models_dir else None
-        catalog = Catalog.load(_sound(config.models), models_dir)
-        self._explicit = [model for model in catalog.models if model.explicit]
-        self.faults += map(self._placed, catalog.faults)
+        self._numbers, entries = _sound(config.models)
+        catalog = Catalog.load(entries, models_dir)
+        self.faults += map(self._of_catalog, catalog.faults)
         self.warnings += catalog.warnings
         if models_dir is None and not config.models:
             if not self._told("models", "llama.models_dir"):
@@ -174,14 +174,21 @@ class _Check:
         fleet = Fleet(engine, catalog, self._config, sockets, memory_bytes=memory_bytes)
         width = max((len(model.name) for model in catalog.models), default=0)
         for model in catalog.models:
+            self._command(fleet, model)
             fault = f"cannot be loaded: {model.fault}"
             told = fault if model.fault else self._model(fleet, model, memory_bytes)
             lines.append(f"  {model.name:{width}}  {told}")
         return lines
 
+    def _command(self, fleet: Fleet, model: CatalogModel) -> None:
+        """Tell what the engine cannot do of a model's settings."""
+        try:
+            fleet.spec_of(model, fleet.planned_context(model))
+        except ConfigError as error:
+            self.faults += [self._of_model(model, fault) for fault in error.faults]
+
     def _model(self, fleet: Fleet, model: CatalogModel, memory_bytes: int) -> str:
         context_tokens = fleet.planned_context(model)
-        self._try(lambda: fleet.spec(model.name, context_tokens))
         if model.header is None:
             told = self._at_the_hub(model) if self._online else "its needs are unknown"
             return f"{model.hf}, fetched when it is first loaded; {told}"
@@ -204,7 +211,7 @@ class _Check:
         try:
             found = look_up(model.hf or "", self._env)
         except Missing as missing:
-            self.faults.append(self._placed(f"models.{model.name}.hf: {missing}"))
+            self.faults.append(self._of_model(model, f"models.{model.name}.hf: {missing}"))
             return "IT IS NOT THERE"
         except Unreachable as trouble:
             self.warnings.append(f"{model.name}: {trouble}")
@@ -247,9 +254,7 @@ class _Check:
             if name and name not in known:
                 near = difflib.get_close_matches(name, [model.name for model in catalog.models], 1)
                 guess = f'; did you mean "{near[0]}"?' if near else ""
-                place = self._loaded.where(path)
-                told = f'"{name}" is no model{guess}'
-                self.faults.append(": ".join(filter(None, (place, dotted(path), told))))
+                self.faults.append(self._at(path, f'"{name}" is no model{guess}'))
 
     # --- helpers ----------------------------------------------------------------------------
 
@@ -258,7 +263,7 @@ class _Check:
         try:
             return step()
         except ConfigError as error:
-            self.faults += map(self._placed, error.faults)
+            self.faults += map(self._loaded.placed, error.faults)
         except LlmdError as error:
             self.faults.append(error.message)
         return None
@@ -268,39 +273,42 @@ class _Check:
         below = "|".join(map(re.escape, keys))
         return any(re.search(rf"(^|: )({below})(\[|\.|:)", fault) for fault in self.faults)
 
-    def _placed(self, fault: str) -> str:
-        """Return a fault of another room with the line before it, where it names a key."""
-        if not fault.startswith("models."):
+    def _at(self, path: KeyPath, message: str) -> str:
+        """Return a fault with its TOML path and its line."""
+        return ": ".join(filter(None, (self._loaded.where(path), dotted(path), message)))
+
+    def _of_catalog(self, fault: CatalogFault) -> str:
+        if not fault.model:
+            return self._at(fault.path, fault.message)
+        return self._at_entry(int(fault.path[1]), fault.path[2:], fault.message)
+
+    def _of_model(self, model: CatalogModel, fault: str) -> str:
+        """Return a fault that another room tells as `models.NAME.key: ...`, or about no key."""
+        about = f"models.{model.name}."
+        if model.entry is None or not fault.startswith(about):
             return self._loaded.placed(fault)
-        place = self._place_of_model(fault)
-        return f"{place}: {fault}" if place else fault
+        key, _, message = fault[len(about) :].partition(": ")
+        return self._at_entry(model.entry, (key,), message)
 
-    def _place_of_model(self, fault: str) -> str:
-        """Return where the entry is that a fault such as `models.NAME.key: ...` is about."""
-        names = {model.config.path or model.hf: model.name for model in self._explicit}
-        meant = [
-            (index, entry)
-            for index, entry in enumerate(self._config.models)
-            if re.match(
-                rf"models\.{re.escape(entry.name or names.get(entry.path or entry.hf, ''))}[:.]",
-                fault,
-            )
-        ]
-        # of two with one name it is the one whose file is named, else the later, surplus one
-        meant = [(i, entry) for i, entry in meant if f": {entry.path}: " in fault] or meant
-        return self._loaded.where(("models", meant[-1][0])) if meant else ""
+    def _at_entry(self, number: int, key: KeyPath, message: str) -> str:
+        """Return a fault of a key of the entry that the catalog knows as `number`."""
+        return self._at(("models", self._numbers[number], *key), message)
 
 
-def _sound(entries: Iterable[ModelConfig]) -> list[ModelConfig]:
-    """Return the entries that can be looked at, without names that have a fault already."""
-    found, seen = [], set[str]()
-    for entry in entries:
+def _sound(entries: Iterable[ModelConfig]) -> tuple[list[int], list[ModelConfig]]:
+    """Return the entries that can be looked at, without names that have a fault already.
+
+    Before them, the number of each in the config.
+    """
+    numbers, found, seen = [], [], set[str]()
+    for number, entry in enumerate(entries):
         if bool(entry.path) == bool(entry.hf) or entry.name in seen:
             continue
         aliases = tuple(alias for alias in entry.aliases if alias not in seen)
         seen.update(name for name in (entry.name, *aliases) if name)
+        numbers.append(number)
         found.append(msgspec.structs.replace(entry, aliases=aliases))
-    return found
+    return numbers, found
 
 
 def _cache_words(mib: int) -> str:

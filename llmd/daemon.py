@@ -257,7 +257,8 @@ class Daemon:
                 "open mode: no API key is configured, so every caller on this box is an admin",
                 logging.WARNING,
             )
-        for warning in (*self.engine.warnings, *self.catalog.faults, *self.catalog.warnings):
+        faults = map(str, self.catalog.faults)
+        for warning in (*self.engine.warnings, *faults, *self.catalog.warnings):
             log(_log, warning, logging.WARNING)
         if all(model.fault for model in self.catalog.models):
             log(_log, self._nothing_to_serve(), logging.ERROR)

@@ -180,6 +180,14 @@ class Fleet:
             raise ModelNotFound(f"the model {name!r} does not exist")
         if model.fault:
             raise StartFailed(model.fault, permanent=True)
+        return self.spec_of(model, context_tokens)
+
+    def spec_of(self, model: CatalogModel, context_tokens: int) -> WorkerSpec:
+        """Return how a model's worker would be started, whatever state its files are in.
+
+        Raises:
+            ConfigError: Each setting that the engine cannot do or that llmd cannot allow.
+        """
         planned, largest = self._contexts(model)
         wanted = max(planned, context_tokens)
         number = self._numbers.setdefault(model.name, len(self._numbers))

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import msgspec
 
+from llmd.config.faults import dotted
+from llmd.config.locate import KeyPath
 from llmd.config.schema import ModelConfig
 from llmd.models.drafts import Draft, Headers, Known, draft_entry, draft_found
 from llmd.models.find import find_gguf
@@ -24,7 +26,28 @@ from llmd.models.projector import Projector
 
 __all__ = ["Capability", "Catalog", "CatalogModel", "hf_name"]
 
+_MODELS_DIR: KeyPath = ("llama", "models_dir")
 _HF = re.compile(r"[^/]+/(?P<repo>[^/:]+)(?::(?P<quant>[^/:]+))?\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogFault:
+    """One fault of what the config says about models.
+
+    Attributes:
+        path: The key at fault, as in the config: `("models", 0, "draft")`.
+        message: What is wrong.
+        model: The name of the model it is about; "" without one.
+    """
+
+    path: KeyPath
+    message: str
+    model: str = ""
+
+    def __str__(self) -> str:
+        """Say it where models are known by their names, and nobody counts entries."""
+        about = ("models", self.model, *self.path[2:]) if self.model else self.path
+        return f"{dotted(about)}: {self.message}"
 
 
 @dataclass(frozen=True)
@@ -33,12 +56,12 @@ class Catalog:
 
     Attributes:
         models: Sorted by name.
-        faults: What is wrong with `[[models]]` and `models_dir`, for a person.
+        faults: What is wrong with `[[models]]` and `models_dir`.
         warnings: What is wrong with, or was passed over among, the files below `models_dir`.
     """
 
     models: tuple[CatalogModel, ...]
-    faults: tuple[str, ...]
+    faults: tuple[CatalogFault, ...]
     warnings: tuple[str, ...]
     _names: Mapping[str, CatalogModel] = field(repr=False, compare=False)
     _entries: tuple[ModelConfig, ...] = field(repr=False, compare=False)
@@ -73,7 +96,7 @@ class Catalog:
         free = [name for name in _hf_names(reference) if name not in self._names]
         name = hf_name(reference) if hf_name(reference) in free else reference
         aliases = [alias for alias in free if alias != name]
-        added = _model(name, draft_entry(entry, Headers({})), aliases, explicit=False)
+        added = _model(name, draft_entry(entry, Headers({})), aliases)
         grown = replace(
             self,
             models=tuple(sorted((*self.models, added), key=_by_name)),
@@ -92,7 +115,7 @@ class Catalog:
     ) -> Catalog:
         headers = Headers(known)
         naming = _Naming()
-        explicit = [draft_entry(entry, headers) for entry in entries]
+        explicit = [draft_entry(entry, headers, n) for n, entry in enumerate(entries)]
         naming.add_entries(explicit)
         warnings: list[str] = []
         if models_dir is not None:
@@ -100,7 +123,8 @@ class Catalog:
             try:
                 files, warnings = find_gguf(models_dir)
             except OSError as error:
-                naming.faults.append(f"llama.models_dir: {models_dir}: {error.strerror}")
+                told = f"{models_dir}: {error.strerror}"
+                naming.faults.append(CatalogFault(_MODELS_DIR, told))
                 files = []
             found, more = draft_found(files, headers, claimed)
             naming.add_found(found)
@@ -109,8 +133,8 @@ class Catalog:
         models = naming.models()
         return cls(
             models=tuple(sorted(models, key=_by_name)),
-            faults=(*naming.faults, *_faults(models, explicit=True)),
-            warnings=(*warnings, *naming.warnings, *_faults(models, explicit=False)),
+            faults=(*naming.faults, *_faults(models)),
+            warnings=(*warnings, *naming.warnings, *_warnings(models)),
             _names={name: model for model in models for name in (model.name, *model.aliases)},
             _entries=entries,
             _models_dir=models_dir,
@@ -146,11 +170,10 @@ class _Naming:
     """Gives each model its names; whoever comes first keeps one."""
 
     def __init__(self) -> None:
-        self.faults: list[str] = []
+        self.faults: list[CatalogFault] = []
         self.warnings: list[str] = []
         self._names: dict[str, Draft] = {}  # a model's own name
         self._aliases: dict[str, Draft] = {}
-        self._explicit: set[str] = set()
 
     def add_entries(self, drafts: Iterable[Draft]) -> None:
         """Name the models of `[[models]]`; two of one name are a fault."""
@@ -158,18 +181,18 @@ class _Naming:
         for draft in drafts:
             name = draft.config.name or (hf_name(draft.hf) if draft.hf else draft.stem)
             if name in self._names:
-                self.faults.append(f"models.{name}: two entries have this name")
+                self._blame(draft, name, ("name",), "two entries have this name")
                 continue
             self._names[name] = draft
-            self._explicit.add(name)
             named.append((name, draft))
         for name, draft in named:
-            for alias in draft.config.aliases:
+            for index, alias in enumerate(draft.config.aliases):
                 other = self._names.get(alias) or self._aliases.get(alias)
                 if other is None:
                     self._aliases[alias] = draft
                 elif other is not draft:
-                    self.faults.append(f"models.{name}.aliases: {alias} is another model's name")
+                    told = f"{alias} is another model's name"
+                    self._blame(draft, name, ("aliases", index), told)
             if draft.hf:
                 draft.file_aliases += _hf_names(draft.hf)
 
@@ -207,9 +230,12 @@ class _Naming:
         for alias, draft in self._aliases.items():
             aliases.setdefault(id(draft), []).append(alias)
         return [
-            _model(name, draft, aliases.get(id(draft), ()), explicit=name in self._explicit)
-            for name, draft in self._names.items()
+            _model(name, draft, aliases.get(id(draft), ())) for name, draft in self._names.items()
         ]
+
+    def _blame(self, draft: Draft, name: str, key: KeyPath, message: str) -> None:
+        assert draft.entry is not None
+        self.faults.append(CatalogFault(("models", draft.entry, *key), message, name))
 
     def _taken(self, name: str) -> bool:
         return name in self._names or name in self._aliases
@@ -218,7 +244,7 @@ class _Naming:
 # --- models --------------------------------------------------------------------------------
 
 
-def _model(name: str, draft: Draft, aliases: Iterable[str], *, explicit: bool) -> CatalogModel:
+def _model(name: str, draft: Draft, aliases: Iterable[str]) -> CatalogModel:
     config = _purposeful(msgspec.structs.replace(draft.config, name=name), draft.header)
     projector = draft.projector
     extra = [config.draft, *config.lora, str(projector.path) if projector else ""]
@@ -231,11 +257,11 @@ def _model(name: str, draft: Draft, aliases: Iterable[str], *, explicit: bool) -
         mmproj=projector.path if projector else None,
         header=draft.header,
         config=config,
-        fault=draft.fault,
+        faults=tuple(draft.faults),
         capabilities=_capabilities(config, draft.header, projector),
         size_bytes=sum(map(_size_bytes, draft.shards)),
         extra_bytes=sum(_size_bytes(Path(file)) for file in extra if file),
-        explicit=explicit,
+        entry=draft.entry,
     )
 
 
@@ -276,11 +302,21 @@ def _size_bytes(path: Path) -> int:
         return 0
 
 
-def _faults(models: Iterable[CatalogModel], *, explicit: bool) -> list[str]:
+def _faults(models: Iterable[CatalogModel]) -> list[CatalogFault]:
     return [
-        f"models.{model.name}: {model.path}: {model.fault}"
-        if explicit
-        else f"{model.path}: {model.fault}"
+        CatalogFault(
+            ("models", model.entry, *fault.key), f"{fault.path}: {fault.reason}", model.name
+        )
         for model in models
-        if model.fault and model.explicit is explicit
+        if model.entry is not None
+        for fault in model.faults
+    ]
+
+
+def _warnings(models: Iterable[CatalogModel]) -> list[str]:
+    return [
+        f"{fault.path}: {fault.reason}"
+        for model in models
+        if model.entry is None
+        for fault in model.faults
     ]

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from llmd.config.schema import ModelConfig
 from llmd.models.find import SUFFIX, FoundFile, Shard, is_gguf_name, parse_shard
 from llmd.models.gguf import FileKind, GgufError, GgufHeader, merge_shards, read_header
+from llmd.models.model import FileFault
 from llmd.models.projector import Projector, choose_projector, is_projector_name
 
 _OTHER_KINDS = {
@@ -67,9 +68,10 @@ class Draft:
         stem: Its file name without suffix and shard number.
         shards: Its files.
         header: Its header.
-        fault: Why it cannot be loaded.
+        faults: All that keeps it from being loaded.
         projector: Its projector.
         file_aliases: Names of its file, its own first; given up when another model has the same.
+        entry: The number of its entry, from 0; None where it was found.
     """
 
     config: ModelConfig
@@ -79,27 +81,35 @@ class Draft:
     stem: str = ""
     shards: tuple[Path, ...] = ()
     header: GgufHeader | None = None
-    fault: str = ""
+    faults: list[FileFault] = field(default_factory=list)
     projector: Projector | None = None
     file_aliases: list[str] = field(default_factory=list)
+    entry: int | None = None
+
+    def blame(self, reason: str) -> None:
+        """Note what is wrong with the model's own file."""
+        assert self.path is not None
+        self.faults.append(FileFault(("path",), self.path, reason))
 
 
 # --- [[models]] ----------------------------------------------------------------------------
 
 
-def draft_entry(entry: ModelConfig, headers: Headers) -> Draft:
-    """Return the model of a `[[models]]` entry."""
+def draft_entry(entry: ModelConfig, headers: Headers, number: int | None = None) -> Draft:
+    """Return the model of a `[[models]]` entry; `number` is its place among them."""
     if entry.hf:
-        return Draft(config=entry, hf=entry.hf)
+        draft = Draft(config=entry, hf=entry.hf, entry=number)
+        _add_files_of_entry(draft, (), headers)
+        return draft
     path = Path(entry.path)
     names = _names_in(path.parent)
     shard = _shard_of(path)
     if shard is not None:
         path = path.with_name(shard.sibling(1))
-    draft = Draft(config=entry, path=path, file_aliases=[path.name])
+    draft = Draft(config=entry, path=path, file_aliases=[path.name], entry=number)
     _complete(draft, shard, names, headers)
     if draft.header is not None and draft.header.kind is not FileKind.MODEL:
-        draft.fault = f"is {_OTHER_KINDS[draft.header.kind]}"
+        draft.blame(f"is {_OTHER_KINDS[draft.header.kind]}")
     _add_files_of_entry(draft, names, headers)
     return draft
 
@@ -107,13 +117,15 @@ def draft_entry(entry: ModelConfig, headers: Headers) -> Draft:
 def _add_files_of_entry(draft: Draft, names: Collection[str], headers: Headers) -> None:
     """Check the other files that an entry names, and look for a projector if it names none."""
     entry = draft.config
-    for key, file in (("draft", entry.draft), *(("lora", file) for file in entry.lora)):
-        if file and not draft.fault and not _is_file(Path(file)):
-            draft.fault = f"{key}: {file}: no such file"
+    named: list[tuple[tuple[str | int, ...], str]] = [(("draft",), entry.draft)]
+    named += [(("lora", index), file) for index, file in enumerate(entry.lora)]
+    for key, file in named:
+        if file and not _is_file(Path(file)):
+            draft.faults.append(FileFault(key, Path(file), "no such file"))
     if entry.mmproj:
         projector = _projector(Path(entry.mmproj), headers)
         if isinstance(projector, GgufError):
-            draft.fault = draft.fault or f"mmproj: {entry.mmproj}: {projector.message}"
+            draft.faults.append(FileFault(("mmproj",), Path(entry.mmproj), projector.message))
         else:
             draft.projector = projector
     elif draft.path is not None and draft.header is not None:
@@ -193,7 +205,7 @@ def _draft_folder(
         if draft.header is not None and draft.header.kind is FileKind.PROJECTOR:
             projectors.append(Projector(draft.path, draft.header))
         elif is_projector_name(file.path.name):
-            warnings.append(f"{file.path}: {draft.fault or 'is no projector'}; ignored")
+            warnings.append(f"{file.path}: {_first_reason(draft) or 'is no projector'}; ignored")
         elif draft.header is not None and draft.header.kind is not FileKind.MODEL:
             warnings.append(f"{file.path}: {_OTHER_KINDS[draft.header.kind]}; ignored")
         else:
@@ -245,13 +257,14 @@ def _complete(draft: Draft, shard: Shard | None, names: Collection[str], headers
         draft.shards = tuple(path.with_name(name) for name in wanted if name in names)
         if missing:
             more = f" and {len(missing) - _MAX_NAMED} more" if len(missing) > _MAX_NAMED else ""
-            draft.fault = f"shards are missing: {', '.join(missing[:_MAX_NAMED])}{more}"
+            named = ", ".join(missing[:_MAX_NAMED])
+            draft.blame(f"shards are missing: {named}{more}")
             return
     parts: list[GgufHeader] = []
     for file in draft.shards:
         header = headers.of(file)
         if isinstance(header, GgufError):
-            draft.fault = header.message if shard is None else f"{file.name}: {header.message}"
+            draft.blame(header.message if shard is None else f"{file.name}: {header.message}")
             return
         parts.append(header)
     if len(parts) == 1 and parts[0].kind is not FileKind.MODEL:
@@ -260,7 +273,11 @@ def _complete(draft: Draft, shard: Shard | None, names: Collection[str], headers
     try:
         draft.header = merge_shards(parts)
     except GgufError as error:
-        draft.fault = error.message
+        draft.blame(error.message)
+
+
+def _first_reason(draft: Draft) -> str:
+    return draft.faults[0].reason if draft.faults else ""
 
 
 def _shard_of(path: Path) -> Shard | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from llmd.models.catalog import Catalog, CatalogModel
+from llmd.models.catalog import Catalog, CatalogFault, CatalogModel
 
 
 class Models(Protocol):
@@ -33,7 +33,7 @@ class LiveCatalog:
         return self._catalog.models
 
     @property
-    def faults(self) -> tuple[str, ...]:
+    def faults(self) -> tuple[CatalogFault, ...]:
         """What is wrong with `[[models]]` and `models_dir`."""
         return self._catalog.faults
 

@@ -22,6 +22,27 @@ class Capability(str, Enum):
     AUDIO = "audio"
 
 
+@dataclass(frozen=True, slots=True)
+class FileFault:
+    """One thing that keeps a model from being loaded.
+
+    Attributes:
+        key: The key of a `[[models]]` entry whose file it is; an index follows that of a list.
+        path: The file.
+        reason: What is wrong with it.
+    """
+
+    key: tuple[str | int, ...]
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        """Say it to whoever asks for the model, and so knows which one it is."""
+        if self.key == ("path",):
+            return self.reason
+        return f"{self.key[0]}: {self.path}: {self.reason}"
+
+
 @dataclass(frozen=True)
 class CatalogModel:
     """A model, and what is known of it without loading it.
@@ -36,11 +57,11 @@ class CatalogModel:
         header: Its header, shards merged; None when unknown or unreadable.
         config: Its settings: its `[[models]]` entry or the defaults, with `embedding` or
             `reranking` set where the file says that it is for that.
-        fault: Why it cannot be loaded; "" when nothing is known against it.
+        faults: All that keeps it from being loaded, as far as is known.
         capabilities: What can be asked of it; of a repository's what is likely.
         size_bytes: Of its files; 0 when unknown.
         extra_bytes: Of its projector, draft model and adapters.
-        explicit: Whether it has a `[[models]]` entry.
+        entry: The number of its `[[models]]` entry, from 0; None where it was found.
     """
 
     name: str
@@ -51,8 +72,13 @@ class CatalogModel:
     mmproj: Path | None
     header: GgufHeader | None
     config: ModelConfig
-    fault: str = ""
+    faults: tuple[FileFault, ...] = ()
     capabilities: frozenset[Capability] = frozenset()
     size_bytes: int = 0
     extra_bytes: int = 0
-    explicit: bool = False
+    entry: int | None = None
+
+    @property
+    def fault(self) -> str:
+        """Why it cannot be loaded; "" when nothing is known against it."""
+        return "; ".join(map(str, self.faults))

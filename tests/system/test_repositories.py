@@ -150,8 +150,8 @@ def test_check_asks_the_hub_what_would_be_fetched(demo_small, tmp_path):
         gone = ("tests/None-GGUF:Q8_0", f"{REPO}:Q2_K")
         status, out, err = checked(tmp_path, address, *gone)
     assert status == 1
-    assert "1: models.None-Q8_0.hf: there is no repository tests/None-GGUF" in err
-    assert f"3: models.Demo-Q2_K.hf: {REPO} has no Q2_K; it has Q8_0" in err
+    assert "2: models[0].hf: there is no repository tests/None-GGUF" in err
+    assert f"4: models[1].hf: {REPO} has no Q2_K; it has Q8_0" in err
     status, out, err = checked(tmp_path, address, REFERENCE)  # nobody listens there any more
     assert (status, "the hub cannot be asked" in out) == (0, True)
     assert "warning: Demo-Q8_0: http://127.0.0.1" in err

@@ -174,7 +174,7 @@ def test_an_entry_wins_over_the_same_file(tree):
     mine = entry(path, name="mine", aliases=("chat", "best"), threads=3)
     catalog = tree.load(mine)
     (model,) = catalog.models
-    assert (model.name, model.explicit, model.config) == ("mine", True, mine)
+    assert (model.name, model.entry, model.config) == ("mine", 0, mine)
     assert model.aliases == ("chat", "best", "qwen.gguf")
     for alias in model.aliases:
         assert catalog.resolve(alias) is model
@@ -219,17 +219,19 @@ def test_bad_entries_are_faults_and_keep_their_place(tree):
     assert faults["eyes"] == "is a projector (mmproj) and no model"
     assert faults["half"] == "shards are missing: half-00002-of-00002.gguf"
     assert len(catalog.faults) == 5
-    assert all(fault.startswith("models.") for fault in catalog.faults)
-    assert f"models.bad: {bad}: not a GGUF file" in catalog.faults[0]
+    assert [fault.path for fault in catalog.faults] == [
+        ("models", number, "path") for number in range(5)
+    ]
+    assert str(catalog.faults[0]).startswith(f"models.bad.path: {bad}: not a GGUF file")
 
 
 def test_names_that_clash_between_entries_are_faults(tree):
     a, b = tree.put("a.gguf"), tree.put("b.gguf")
     catalog = tree.load(entry(a, name="x", aliases=("y",)), entry(b, name="y"), entry(b, name="x"))
-    assert catalog.faults == (
-        "models.x: two entries have this name",
-        "models.x.aliases: y is another model's name",
-    )
+    assert [(fault.path, str(fault)) for fault in catalog.faults] == [
+        (("models", 2, "name"), "models.x.name: two entries have this name"),
+        (("models", 0, "aliases", 0), "models.x.aliases[0]: y is another model's name"),
+    ]
     assert catalog.resolve("y").path == b
 
 
@@ -243,6 +245,20 @@ def test_the_other_files_of_an_entry_must_exist(tree):
     assert model.fault == "mmproj: /no/eyes.gguf: No such file or directory"
     (model,) = tree.load(entry(path, mmproj=str(path))).models
     assert model.fault.endswith("is no projector")
+
+
+@pytest.mark.parametrize("source", ["path", "hf"])
+def test_every_missing_file_of_an_entry_is_told(tree, source):
+    own = {"path": str(tree.root / "absent.gguf")} if source == "path" else {"hf": "o/m:Q8_0"}
+    other = {"lora": ("/no/a.gguf", str(tree.put("b.gguf")), "/no/c.gguf")}
+    asked = ModelConfig(name="m", draft="/no/draft.gguf", mmproj="/no/eyes.gguf", **own, **other)
+    catalog = tree.load(asked)
+    keys = [fault.path[2:] for fault in catalog.faults]
+    expected = [("draft",), ("lora", 0), ("lora", 2), ("mmproj",)]
+    assert keys == ([("path",), *expected] if source == "path" else expected)
+    fault = catalog.resolve("m").fault
+    for file in ("/no/draft.gguf", "/no/a.gguf", "/no/c.gguf", "/no/eyes.gguf"):
+        assert file in fault
 
 
 def test_sizes_of_the_other_files_are_summed(tree):
@@ -502,7 +518,7 @@ def test_a_directory_that_is_none_is_a_fault(tmp_path, make_it):
     catalog = Catalog.load((), path)
     assert catalog.models == ()
     assert len(catalog.faults) == 1
-    assert catalog.faults[0].startswith(f"llama.models_dir: {path}: ")
+    assert str(catalog.faults[0]).startswith(f"llama.models_dir: {path}: ")
 
 
 def test_no_models_at_all():

@@ -99,10 +99,10 @@ def test_every_fault_of_every_room_comes_with_its_line(check):
         "llmd: 3: server.tls_cert: /nope.pem cannot be read: No such file or directory",
         "llmd: 4: server.tls_key: /nope.key cannot be read: No such file or directory",
         'llmd: 2: server.host: "0.0.0.0" can be reached',
-        "llmd: 15: models.qwen2.5: /gone/qwen2.5.gguf: No such file",
+        "llmd: 16: models[1].path: /gone/qwen2.5.gguf: No such file",
         'llmd: 6: scheduler.default_model: "dmeo-small" is no model',
         'llmd: 10: worker.preload[1]: "nobody" is no model',
-        "llmd: 11: models.demo.tensor_split: this llama-server (b1234) does not know",
+        "llmd: 14: models[0].tensor_split: this llama-server (b1234) does not know",
     ]
     assert len(checked.err) == len(starts)
     for told, start in zip(checked.err, starts, strict=True):
@@ -154,10 +154,40 @@ def test_faults_of_the_file_hide_none_of_the_other_rooms(check):
         "llmd: 21: models[3].paralel: unknown key; did you mean parallel?",
         "llmd: 24: api_keys[0].key_sha256: must be 64",
         "llmd: 8: llama.binary: no llama-server found",
-        "llmd: 9: models.twin: /gone/one.gguf: No such file",
-        "llmd: 18: models.three: /gone/three.gguf: No such file",
+        "llmd: 11: models[0].path: /gone/one.gguf: No such file",
+        "llmd: 19: models[3].path: /gone/three.gguf: No such file",
         'llmd: 5: scheduler.default_model: "nobody" is no model',
         'llmd: 25: api_keys[0].models[1]: "nothing" is no model',
+    ]
+    assert len(checked.err) == len(starts)
+    for told, start in zip(checked.err, starts, strict=True):
+        assert told.startswith(start)
+
+
+def test_every_fault_of_an_entry_is_told_at_once_with_its_line(check):
+    checked = check(
+        "[[models]]\n"
+        "name = 'm.1'\n"
+        "path = 'MODELS/demo-small.gguf'\n"
+        "[[models]]\n"
+        "name = 'm'\n"
+        "path = 'MODELS/demo-small.gguf'\n"
+        "mmproj = '/no/eyes.gguf'\n"
+        "draft = '/no/draft.gguf'\n"
+        "lora = [\n"
+        "  'MODELS/demo-small.gguf',\n"
+        "  '/no/lora.gguf']\n"
+        "tensor_split = '1,1'\n"
+        "args = ['--port', '1']\n",
+        flags=frozenset(by_name()) - {"--tensor-split", "-ts"},
+    )
+    assert checked.status == 1
+    starts = [
+        "llmd: 8: models[1].draft: /no/draft.gguf: no such file",
+        "llmd: 11: models[1].lora[1]: /no/lora.gguf: no such file",
+        "llmd: 7: models[1].mmproj: /no/eyes.gguf: No such file",
+        "llmd: 12: models[1].tensor_split: this llama-server (b1234) does not know",
+        "llmd: 13: models[1].args: --port is not yours to set",
     ]
     assert len(checked.err) == len(starts)
     for told, start in zip(checked.err, starts, strict=True):
