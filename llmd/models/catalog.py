@@ -183,7 +183,7 @@ class _Naming:
             if name in self._names:
                 self._blame(draft, name, ("name",), "two entries have this name")
                 continue
-            self._names[name] = draft
+            self._take(name, draft, "give its entry a name without one")
             named.append((name, draft))
         for name, draft in named:
             for index, alias in enumerate(draft.config.aliases):
@@ -212,7 +212,9 @@ class _Naming:
             if not free:
                 self.warnings.append(f"{draft.path}: another model has its name; ignored")
                 continue
-            self._names[free[0]] = draft
+            self._take(
+                free[0], draft, "rename the file" if "," in draft.stem else "rename its folder"
+            )
 
     def add_file_names(self) -> None:
         """Make aliases of file names that belong to one model only."""
@@ -232,6 +234,11 @@ class _Naming:
         return [
             _model(name, draft, aliases.get(id(draft), ())) for name, draft in self._names.items()
         ]
+
+    def _take(self, name: str, draft: Draft, remedy: str) -> None:
+        self._names[name] = draft
+        if "," in name:  # it reads --alias as a list, and answers would name another model
+            draft.blame(f"llama-server cannot be told of a name with a comma; {remedy}")
 
     def _blame(self, draft: Draft, name: str, key: KeyPath, message: str) -> None:
         assert draft.entry is not None

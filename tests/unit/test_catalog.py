@@ -400,6 +400,27 @@ def test_an_entry_says_what_a_model_is_for(tree):
 # --- trees that are not nice ---------------------------------------------------------------
 
 
+def test_a_name_with_a_comma_is_a_fault_that_says_what_to_do(tree):
+    """llama-server reads its name as a list: answers would carry only what is before the comma."""
+    tree.put("found,1.gguf")
+    for folder in ("a,b", "c"):
+        tree.put(f"{folder}/twin.gguf")
+    named = tree.put("own,1.gguf")
+    unnamed = tree.put("own,2.gguf")
+    catalog = tree.load(entry(named, name="own"), entry(unnamed))
+    faults = {model.name: model.fault for model in catalog.models}
+    told = "llama-server cannot be told of a name with a comma"
+    assert faults == {
+        "a,b/twin": f"{told}; rename its folder",
+        "c/twin": "",
+        "found,1": f"{told}; rename the file",
+        "own": "",
+        "own,2": f"{told}; give its entry a name without one",
+    }
+    assert [fault.path for fault in catalog.faults] == [("models", 1, "path")]
+    assert len(catalog.warnings) == 2
+
+
 def test_bad_files_are_warnings_and_keep_their_place(tree):
     path = tree.put("bad.gguf", data=make.model()[:-9])
     tree.put("good.gguf")
