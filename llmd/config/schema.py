@@ -25,6 +25,7 @@ NOT_YET = frozenset(
     {
         "api_keys.tokens_per_day",
         "api_keys.tokens_per_month",
+        "models.reranking",
         "store.database",
         "store.log_prompts",
         "store.prompt_retention_days",

@@ -320,6 +320,10 @@ def test_faults_of_models(faults, entry, fault):
             "[[api_keys]]\nname = 'a'\nkey = 'k'\ntokens_per_day = 5",
             "4: api_keys[0].tokens_per_day: not supported yet",
         ),
+        (
+            "[[models]]\npath = '/m.gguf'\nreranking = true",
+            "3: models[0].reranking: not supported yet",
+        ),
     ],
 )
 def test_what_is_not_built_yet_is_refused(faults, text, fault):
