@@ -310,6 +310,7 @@ def _size_bytes(path: Path) -> int:
 
 
 def _faults(models: Iterable[CatalogModel]) -> list[CatalogFault]:
+    """Return what is wrong with entries, and what is below `models_dir` in part only."""
     return [
         CatalogFault(
             ("models", model.entry, *fault.key), f"{fault.path}: {fault.reason}", model.name
@@ -317,6 +318,12 @@ def _faults(models: Iterable[CatalogModel]) -> list[CatalogFault]:
         for model in models
         if model.entry is not None
         for fault in model.faults
+    ] + [
+        CatalogFault(_MODELS_DIR, f"{fault.path}: {fault.reason}")
+        for model in models
+        if model.entry is None
+        for fault in model.faults
+        if fault.partial
     ]
 
 
@@ -326,4 +333,5 @@ def _warnings(models: Iterable[CatalogModel]) -> list[str]:
         for model in models
         if model.entry is None
         for fault in model.faults
+        if not fault.partial
     ]

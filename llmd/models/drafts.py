@@ -86,10 +86,10 @@ class Draft:
     file_aliases: list[str] = field(default_factory=list)
     entry: int | None = None
 
-    def blame(self, reason: str) -> None:
+    def blame(self, reason: str, *, partial: bool = False) -> None:
         """Note what is wrong with the model's own file."""
         assert self.path is not None
-        self.faults.append(FileFault(("path",), self.path, reason))
+        self.faults.append(FileFault(("path",), self.path, reason, partial))
 
 
 # --- [[models]] ----------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def _complete(draft: Draft, shard: Shard | None, names: Collection[str], headers
         if missing:
             more = f" and {len(missing) - _MAX_NAMED} more" if len(missing) > _MAX_NAMED else ""
             named = ", ".join(missing[:_MAX_NAMED])
-            draft.blame(f"shards are missing: {named}{more}")
+            draft.blame(f"shards are missing: {named}{more}", partial=True)
             return
     parts: list[GgufHeader] = []
     for file in draft.shards:

@@ -30,11 +30,13 @@ class FileFault:
         key: The key of a `[[models]]` entry whose file it is; an index follows that of a list.
         path: The file.
         reason: What is wrong with it.
+        partial: The model is there in part only: some of its shards are, and others are missing.
     """
 
     key: tuple[str | int, ...]
     path: Path
     reason: str
+    partial: bool = False
 
     def __str__(self) -> str:
         """Say it to whoever asks for the model, and so knows which one it is."""

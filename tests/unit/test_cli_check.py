@@ -236,6 +236,17 @@ def test_no_engine_and_no_models_are_faults(check):
     assert "there are no models" in checked.err[1]
 
 
+def test_missing_shards_are_a_fault_wherever_the_model_was_found(check, tmp_path):
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "m-00002-of-00002.gguf").write_bytes(b"")
+    checked = check(f"[llama]\nmodels_dir = '{folder}'")
+    assert checked.status == 1
+    (told,) = checked.err
+    assert told.startswith("llmd: 2: llama.models_dir: ")
+    assert told.endswith("shards are missing: m-00001-of-00002.gguf")
+
+
 def test_files_are_warned_about_and_cannot_steer_the_terminal(check, tmp_path):
     folder = tmp_path / "m"
     folder.mkdir()
