@@ -35,7 +35,7 @@ from llmd.api.tls import server_context
 from llmd.config import Config
 from llmd.config.places import runtime_dir
 from llmd.core import policy
-from llmd.core.events import Action, StopWorker, SwitchRequested, WorkerChanged
+from llmd.core.events import Action, Rule, StopWorker, SwitchRequested, WorkerChanged
 from llmd.core.lifecycle import RequestState, WorkerState
 from llmd.core.ratelimit import RateLimiter
 from llmd.core.recent import Recent
@@ -347,10 +347,10 @@ class Daemon:
         handle = self.registry.live(request_id)
         return handle.record.events if handle is not None else 0
 
-    def _evict_request(self, request_id: str) -> None:
+    def _evict_request(self, request_id: str, rule: Rule) -> None:
         handle = self.registry.live(request_id)
         if handle is not None:
-            handle.cancel(CancelCause.EVICTED)
+            handle.evict(rule)
 
     # --- ending -----------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import trio
 
 from llmd import errors
+from llmd.core.events import Rule
 from llmd.core.lifecycle import RequestState
 from llmd.core.record import CancelCause, RequestRecord
 
@@ -36,12 +37,23 @@ class Handle:
         cause: The first reason for which it was ended from outside, or None.
         by: Who ended it, where that was a person.
         why: For what its client was dropped; "" for all other ends.
+        rule: By which rule its model had to go, where that is what ended it; else None.
         settle: Set once the key's limits were charged: called once at the end with the tokens
             really used, or None when the request cost nothing.
         worker_status: The status of an error that the worker itself answered, 0 without one.
     """
 
-    __slots__ = ("_closed", "by", "cause", "record", "scope", "settle", "why", "worker_status")
+    __slots__ = (
+        "_closed",
+        "by",
+        "cause",
+        "record",
+        "rule",
+        "scope",
+        "settle",
+        "why",
+        "worker_status",
+    )
 
     def __init__(self, record: RequestRecord, scope: trio.CancelScope) -> None:
         self.record = record
@@ -49,6 +61,7 @@ class Handle:
         self.cause: CancelCause | None = None
         self.by = ""
         self.why = ""
+        self.rule: Rule | None = None
         self.settle: Callable[[int | None], None] | None = None
         self.worker_status = 0
         self._closed: trio.Event | None = None  # made by the first who waits: few are waited for
@@ -85,6 +98,12 @@ class Handle:
             self.why = why
         self.cancel(CancelCause.CLIENT_GONE)
 
+    def evict(self, rule: Rule) -> None:
+        """End the request because its model has to go, by `rule`, and it had its time to finish."""
+        if self.cause is None:
+            self.rule = rule
+        self.cancel(CancelCause.EVICTED)
+
     def verdict(self, timeout_s: float) -> errors.LlmdError | None:
         """Say why the scope was cancelled, as the client is told; None when it has left."""
         match self.cause:
@@ -100,6 +119,11 @@ class Handle:
                 return errors.RequestCancelled("the request was cancelled by its owner")
             case CancelCause.SHUTDOWN:
                 return errors.ShuttingDown("llmd is shutting down; try again in a moment")
+            case CancelCause.EVICTED if self.rule is Rule.OPERATOR:
+                return errors.RequestCancelled(
+                    "the request was cancelled: an operator had its model unloaded and gave it no "
+                    "more time to finish"
+                )
             case CancelCause.EVICTED:
                 return errors.RequestCancelled(
                     "the request was cancelled: its model had to make room and the time to "

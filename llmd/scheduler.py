@@ -134,7 +134,7 @@ class Scheduler:
     Args:
         state: The policy's state, owned by the scheduler from now on.
         workers: The supervisor.
-        cancel: Called with a request's id when its lease outlived a drain.
+        cancel: Called with a request's id when its lease outlived a drain, and the drain's rule.
         clock: The monotonic clock of all times in the policy.
         on_action: Told of each action carried out, for metrics and the log; must not raise.
     """
@@ -144,7 +144,7 @@ class Scheduler:
         state: policy.SchedulerState,
         *,
         workers: Workers,
-        cancel: Callable[[str], None],
+        cancel: Callable[[str, Rule], None],
         clock: Callable[[], float] = trio.current_time,
         on_action: Callable[[Action], None] = lambda _action: None,
     ) -> None:
@@ -281,7 +281,7 @@ class Scheduler:
             case StopWorker():
                 self._workers.stop(action.model, reason=action.rule.value)
             case CancelLease():
-                self._cancel(action.id)
+                self._cancel(action.id, action.rule)
 
     def worker_changed(self, change: WorkerChanged) -> None:
         """Tell the policy of a worker's move; what the supervisor calls."""

@@ -25,7 +25,6 @@ from llmd.config import Config
 from llmd.config.schema import ApiKey
 from llmd.core import policy
 from llmd.core.ratelimit import RateLimiter
-from llmd.core.record import CancelCause
 from llmd.core.tokens import TokenEstimator
 from llmd.errors import WorkerDied
 from llmd.fleet import Fleet
@@ -200,10 +199,10 @@ class Rig:
         )
         self.app = build_app(self.services)
 
-    def _evict(self, request_id):
+    def _evict(self, request_id, rule):
         handle = self.registry.live(request_id)
         if handle is not None:
-            handle.cancel(CancelCause.EVICTED)
+            handle.evict(rule)
 
     def state(self, model):
         worker = self.supervisor.worker(model)

@@ -10,7 +10,7 @@ from api_rig import ALICE, api
 from fake_worker_parts import Script
 from trio.testing import wait_all_tasks_blocked
 
-from llmd.config import Limits, WorkerSettings
+from llmd.config import Limits, SchedulerSettings, WorkerSettings
 from llmd.config.schema import ModelConfig
 
 FOR_EVER = {
@@ -159,16 +159,33 @@ async def test_force_cancels_what_runs(demo_models, autojump_clock):
         assert answer.json["status"] == "ready"
         assert found[0].status == 499
         assert found[0].error["code"] == "request_cancelled"
+        assert "an operator had its model unloaded" in found[0].error["message"]
 
 
 async def test_a_drain_has_an_end(demo_models, autojump_clock):
     async with api(demo_models, **FOR_EVER) as rig, trio.open_nursery() as nursery:
         await rig.loaded("demo-small")
-        await running(rig, nursery)
+        found = await running(rig, nursery)
         began = trio.current_time()
         body = {"model": "demo-large", "drain_sec": 20, "wait": True}
         assert (await rig.ask("POST", "/switch-model", body)).json["status"] == "ready"
         assert trio.current_time() - began == pytest.approx(20, abs=1)
+        assert "an operator had its model unloaded" in found[0].error["message"]
+
+
+async def test_a_drain_that_no_operator_began_names_the_setting(demo_models, autojump_clock):
+    scheduler = SchedulerSettings(max_delay_sec=10, max_drain_sec=7, min_residency_sec=0)
+    async with (
+        api(demo_models, scheduler=scheduler, **FOR_EVER) as rig,
+        trio.open_nursery() as nursery,
+    ):
+        await rig.loaded("demo-small")
+        found = await running(rig, nursery)
+        rig.answers["POST", "/v1/embeddings"] = 200, [], {"data": []}
+        body = {"model": "demo-large", "input": "x"}
+        assert (await rig.ask("POST", "/v1/embeddings", body)).status == 200
+        assert found[0].status == 499
+        assert "scheduler.max_drain_sec" in found[0].error["message"]
 
 
 async def test_load_evicts_nobody(demo_models, autojump_clock):

@@ -134,7 +134,7 @@ class Rig:
         self.scheduler = Scheduler(
             SchedulerState(PolicySettings(**settings), models),
             workers=self.workers,
-            cancel=self.cancelled.append,
+            cancel=lambda request_id, _rule: self.cancelled.append(request_id),
             on_action=self.actions.append,
         )
         self.workers.scheduler = self.scheduler
@@ -459,7 +459,7 @@ async def test_what_an_action_brings_about_is_decided_after_it(autojump_clock):
     scheduler = workers.scheduler = Scheduler(
         SchedulerState(PolicySettings(min_residency_sec=0), [ModelInfo("a"), ModelInfo("b")]),
         workers=workers,
-        cancel=lambda _id: None,
+        cancel=lambda _id, _rule: None,
         on_action=lambda action: order.append(type(action).__name__),
     )
     with scheduler.lease(ask("r")) as lease:
