@@ -10,7 +10,7 @@ from llmd.api.asgi import Json
 from llmd.api.auth import Authenticator, Principal
 from llmd.api.origin import TrustedProxies
 from llmd.core.lifecycle import Priority
-from llmd.errors import InvalidApiKey, InvalidRequest
+from llmd.errors import InvalidApiKey, InvalidRequest, PermissionDenied
 
 _CLASSES = {priority.value.encode(): priority for priority in Priority}
 _TIERS = {"priority": Priority.HIGH, "flex": Priority.LOW}
@@ -39,6 +39,13 @@ class Gate:
     def open(self) -> bool:
         """True while every caller is an admin because there is no key."""
         return self._authenticator.open
+
+    def open_to(self, scope: Json) -> bool:
+        """Tell whether a request needs no key: open mode, and no other site can have sent it."""
+        try:
+            return self.open and self._authenticator.authenticate(scope["headers"]).anonymous
+        except PermissionDenied:
+            return False
 
     def client(self, scope: Json) -> str:
         """Return the client's address, as far as proxies are believed."""

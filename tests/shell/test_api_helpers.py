@@ -391,6 +391,15 @@ async def test_without_keys_the_page_names_the_models(demo_models):
     assert b"demo-large" in answer.body
 
 
+@pytest.mark.parametrize("foreign", [("host", "evil.example"), ("origin", "https://evil.example")])
+async def test_without_keys_no_other_site_learns_the_models(demo_models, foreign):
+    """By a name of its own for this address, or from a page of its own, as the API is kept."""
+    async with api(demo_models, keys=()) as rig:
+        answer = await rig.ask("GET", "/", key=None, headers=[foreign])
+    assert answer.status == 200
+    assert b"demo-" not in answer.body
+
+
 @pytest.mark.parametrize(
     "path", ["/favicon.ico", "/_app/immutable/assets/bundle.DeU5_J36.css", "/_app/version.json"]
 )

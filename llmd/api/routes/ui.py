@@ -74,10 +74,10 @@ async def _from_worker(call: Call, path: bytes) -> WorkerAnswer | None:
 
 
 def _page(call: Call) -> str:
-    """Say what this is and what there is, without naming models to people without a key."""
+    """Say what this is and what there is, naming models only to those who may see them all."""
     services = call.services
     default = services.default_model()
-    if services.gate.open:
+    if services.gate.open_to(call.scope):
         state_of = services.operations.state_of
         rows = "".join(
             f"<li><code>{escape(model.name)}</code> {state_of(model).value}</li>"
@@ -90,6 +90,8 @@ def _page(call: Call) -> str:
                 f"<p>A chat page appears here while <code>{escape(default.name)}</code>, the "
                 "default model, is loaded.</p>"
             )
+    elif services.gate.open:
+        models = "<p>Models are listed at <code>/v1/models</code>, by a name of this box only.</p>"
     else:
         models = "<p>Models are listed at <code>/v1/models</code>, which needs an API key.</p>"
     docs = (
