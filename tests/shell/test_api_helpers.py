@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import pytest
 import trio
 from api_rig import ADMIN, ALICE, BOB, api
@@ -368,6 +370,47 @@ async def test_the_page_comes_from_the_default_models_worker(demo_models, autoju
     assert "connection" not in answer.headers
     assert known.status == 304
     assert "content-length" not in known.headers
+
+
+@pytest.mark.parametrize("accepted", [None, "", "br", "gzip;q=0", "*;q=0, br"])
+async def test_who_takes_no_gzip_gets_the_page_unpacked(demo_models, autojump_clock, accepted):
+    """A worker answers 415 to such clients."""
+    headers = [] if accepted is None else [("accept-encoding", accepted)]
+    page = b"<html>" + b"a long page " * 10_000
+    async with api(demo_models) as rig:
+        await rig.loaded("demo-small")
+        for path in ("/", "/index.html"):
+            rig.answers["GET", path] = *PAGE[:2], gzip.compress(page)
+            answer = await rig.ask("GET", path, key=None, headers=headers)
+            assert dict(rig.asked[-1][3])[b"Accept-Encoding"] == b"gzip"
+            assert (answer.status, answer.body) == (200, page)
+            assert "content-encoding" not in answer.headers
+            assert answer.headers["vary"] == "Accept-Encoding"
+
+
+@pytest.mark.parametrize("accepted", ["gzip", "deflate, GZIP;q=0.5", "*", "br;q=1.0, *;q=0.1"])
+async def test_who_takes_gzip_gets_it_as_it_came(demo_models, autojump_clock, accepted):
+    async with api(demo_models) as rig:
+        await rig.loaded("demo-small")
+        rig.answers["GET", "/"] = PAGE
+        answer = await rig.ask("GET", "/", headers=[("accept-encoding", accepted)])
+    assert answer.body == PAGE[2]
+    assert answer.headers["vary"] == "Accept-Encoding"
+
+
+@pytest.mark.parametrize("fault", ["broken", "cut", "huge"])
+async def test_a_page_that_cannot_be_unpacked_is_none(demo_models, autojump_clock, fault):
+    huge = gzip.compress(bytes((32 << 20) + 1), compresslevel=1)
+    body = {"broken": PAGE[2], "cut": gzip.compress(b"page")[:-9], "huge": huge}[fault]
+    async with api(demo_models) as rig:
+        await rig.loaded("demo-small")
+        for path in ("/", "/index.html"):
+            rig.answers["GET", path] = *PAGE[:2], body
+        ours = await rig.ask("GET", "/", key=None)
+        file = await rig.ask("GET", "/index.html", key=None)
+    assert ours.status == 200
+    assert b"<h1>llmd" in ours.body
+    assert file.status == 404
 
 
 @pytest.mark.parametrize("trouble", ["off", "die", "hang", (415, [], b"no gzip"), (404, [], b"")])

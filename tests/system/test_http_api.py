@@ -116,6 +116,8 @@ async def test_the_workers_page_with_its_files(real):
         pytest.skip("this llama-server was built without its page")
     text = page.body if page.body.startswith(b"<") else gzip.decompress(page.body)
     assert b"<html" in text
+    plain = await real.call("GET", "/", headers=[("accept-encoding", "identity")])
+    assert (plain.status, plain.body) == (200, text)
     assert page.headers["cross-origin-opener-policy"] == "same-origin"
     icon = await real.call("GET", "/favicon.svg", key="", headers=[("accept-encoding", "gzip")])
     assert icon.status == 200

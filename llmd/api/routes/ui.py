@@ -7,6 +7,8 @@ enters in it.
 
 from __future__ import annotations
 
+import re
+import zlib
 from html import escape
 
 from llmd import __version__, errors
@@ -24,8 +26,8 @@ ASSET = (
 """Names of files, which no endpoint of a llama-server's API has: only those are passed on."""
 
 _DEADLINE_S = 10.0
-_MAX_BYTES = 32 << 20
-_NO_GZIP = 415  # a worker's page is compressed, and some clients cannot read that
+_MAX_BYTES = 32 << 20  # packed, and unpacked
+_ZERO = re.compile(rb"\s*q\s*=\s*0(\.0*)?\s*")
 
 _HEADERS: tuple[Header, ...] = (
     (b"content-type", b"text/html; charset=utf-8"),
@@ -44,24 +46,26 @@ async def _index(call: Call) -> Reply:
 
 async def _asset(call: Call, name: str) -> Reply:
     answer = await _from_worker(call, b"/" + name.encode())
-    if answer is None or answer.status not in (200, 304, _NO_GZIP):
+    if answer is None or answer.status not in (200, 304):
         raise errors.NotFound(f"there is no /{name[:200]}")
     return reply_of(answer)
 
 
 async def _from_worker(call: Call, path: bytes) -> WorkerAnswer | None:
-    """Ask the default model's worker for a file; None if it cannot be asked now."""
+    """Ask the default model's worker for a file; None if it cannot be had now.
+
+    A worker has its page compressed only, and refuses who does not take that: so it is asked for
+    that always, and what some clients cannot read is unpacked here.
+    """
     model = call.services.default_model()
     worker = call.services.serving(model.name) if model else None
     if worker is None:
         return None
-    headers = []
-    if b"gzip" in header(call.scope, b"accept-encoding"):
-        headers.append((b"Accept-Encoding", b"gzip"))
+    headers = [(b"Accept-Encoding", b"gzip")]
     if known := header(call.scope, b"if-none-match"):
         headers.append((b"If-None-Match", known))
     try:
-        return await ask(
+        answer = await ask(
             worker,
             b"GET",
             path,
@@ -69,8 +73,45 @@ async def _from_worker(call: Call, path: bytes) -> WorkerAnswer | None:
             headers=headers,
             limit_bytes=_MAX_BYTES,
         )
+        return _readable(answer, header(call.scope, b"accept-encoding"))
     except errors.LlmdError:
         return None  # the page must come up above all when something is wrong
+
+
+def _readable(answer: WorkerAnswer, accepted: bytes) -> WorkerAnswer:
+    """Return an answer in a form that the client takes, as its Accept-Encoding says.
+
+    Raises:
+        BadWorkerResponse: It cannot be unpacked, or would be too large.
+    """
+    if (b"content-encoding", b"gzip") not in answer.headers:
+        return answer
+    kept = [(name, value) for name, value in answer.headers if name != b"vary"]
+    kept.append((b"vary", b"Accept-Encoding"))
+    if takes_gzip(accepted):
+        return WorkerAnswer(answer.status, kept, answer.body)
+    kept.remove((b"content-encoding", b"gzip"))
+    return WorkerAnswer(answer.status, kept, _unpacked(answer.body))
+
+
+def takes_gzip(accepted: bytes) -> bool:
+    """Tell whether an Accept-Encoding allows gzip (RFC 9110, 12.5.3)."""
+    weights: dict[bytes, bool] = {}
+    for part in accepted.lower().split(b","):
+        coding, _, weight = part.partition(b";")
+        weights[coding.strip()] = not _ZERO.fullmatch(weight)
+    return weights.get(b"gzip", weights.get(b"x-gzip", weights.get(b"*", False)))
+
+
+def _unpacked(body: bytes) -> bytes:
+    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    try:
+        data = inflate.decompress(body, _MAX_BYTES)
+    except zlib.error as error:
+        raise errors.BadWorkerResponse("the worker's page cannot be unpacked") from error
+    if not inflate.eof:
+        raise errors.BadWorkerResponse(f"the worker's page is cut, or larger than {_MAX_BYTES}")
+    return data
 
 
 def _page(call: Call) -> str:
