@@ -52,11 +52,8 @@ class Api:
             self._entry = Cors(self._serve, origins, fresh_id=services.registry.fresh_id)
 
     async def __call__(self, scope: Json, receive: Receive, send: Send) -> None:
-        """Serve one request; a websocket is refused."""
-        if scope["type"] == "http":
-            await self._entry(scope, receive, send)
-        else:
-            await send({"type": "websocket.close"})
+        """Serve one request."""
+        await self._entry(scope, receive, send)
 
     async def _serve(self, scope: Json, receive: Receive, send: Send) -> None:
         if not scope["path"].startswith("/"):

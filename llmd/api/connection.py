@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-import h11
 import trio
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.http_stream import HTTPStream
@@ -207,15 +206,18 @@ class Connection:
             raise trio.BrokenResourceError("too many requests in advance")
 
     def _partial_head(self) -> bool:
-        connection = self._protocol.connection
-        return bool(connection.trailing_data[0])
+        return self._protocol.holds_more
 
     def _body_complete(self) -> bool:
-        return self._protocol.connection.their_state is h11.DONE
+        return self._protocol.request_complete
 
     async def _feed(self, data: bytes) -> None:
+        """Have the protocol take in what came; b"" for what it has already."""
         try:
-            await self._protocol.handle(RawData(data))
+            if data:
+                await self._protocol.handle(RawData(data))
+            else:
+                await self._protocol.next_request()
         except RefusedHead as refused:
             await self._refuse(refused.status, str(refused))
         except MalformedBody:
@@ -254,7 +256,7 @@ class Connection:
     async def _next_request(self) -> None:
         if self._server.draining:
             await self._close_gently()
-        elif self._early:
+        elif self._early or self._protocol.holds_more:
             data, self._early = bytes(self._early), bytearray()
             await self._feed(data)
         elif self._read_scope is not None:

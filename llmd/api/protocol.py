@@ -16,10 +16,10 @@ import h11
 import msgspec
 import trio
 from hypercorn.config import Config as HypercornConfig
-from hypercorn.events import RawData
+from hypercorn.events import Closed, RawData, Updated
+from hypercorn.protocol.events import Body, EndBody, Response
 from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.events import Response
-from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 
 from llmd.api.asgi import App, Json
 
@@ -123,6 +123,8 @@ class Applications:
 class Protocol(H11Protocol):
     """Hypercorn's protocol, which sends a response's head with its first bytes of body."""
 
+    connection: h11.Connection
+
     def __init__(self, connection: Connection, *args: Any) -> None:
         super().__init__(*args)
         self._owner = connection
@@ -140,8 +142,51 @@ class Protocol(H11Protocol):
         await super().stream_send(event)
 
     def _body_is_coming(self) -> bool:
-        connection = self.connection  # another one for a websocket
-        return isinstance(connection, h11.Connection) and connection.their_state is h11.SEND_BODY
+        return self.connection.their_state is h11.SEND_BODY
+
+    @property
+    def request_complete(self) -> bool:
+        """Whether all of the request that is being served has come.
+
+        What h11 calls done has other names where the connection ends with this answer, or where
+        the client offered another protocol.
+        """
+        return self.connection.their_state not in (h11.IDLE, h11.SEND_BODY, h11.ERROR)
+
+    @property
+    def holds_more(self) -> bool:
+        """Whether bytes have come that belong to a later request."""
+        return bool(self.connection.trailing_data[0])
+
+    async def next_request(self) -> None:
+        """Take up what came with the request before it."""
+        await self._handle_events()
+
+    async def _handle_events(self) -> None:
+        """Take in what has come.
+
+        Unlike Hypercorn's own this never waits for an answer to end, neither when another request
+        has come already, nor when the client offered to speak another protocol: its reader is who
+        notices that the client leaves. And it gives nobody leave to send a body, see `invite`.
+        """
+        while True:
+            try:
+                event = self.connection.next_event()
+            except h11.RemoteProtocolError as error:
+                if self.connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                    await self._send_error_response(error.error_status_hint)
+                await self.send(Closed())
+                return
+            if isinstance(event, h11.Request):
+                await self.send(Updated(idle=False))
+                await self._check_protocol(event)
+                await self._create_stream(without_upgrade(event))
+            elif isinstance(event, h11.Data) and self.stream is not None:
+                await self.stream.handle(Body(stream_id=STREAM_ID, data=event.data))
+            elif isinstance(event, h11.EndOfMessage) and self.stream is not None:
+                await self.stream.handle(EndBody(stream_id=STREAM_ID))
+            else:  # more is needed, or what has come waits for its turn
+                return
 
     async def _send_h11_event(self, event: Any) -> None:
         try:
@@ -191,6 +236,19 @@ class RefusedHead(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+def without_upgrade(request: h11.Request) -> h11.Request:
+    """Return a head without the offer of another protocol, which a server may always ignore."""
+    headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
+    if len(headers) == len(request.headers):
+        return request
+    return h11.Request(
+        method=request.method,
+        target=request.target,
+        headers=headers,
+        http_version=request.http_version,
+    )
 
 
 def bare_answer(status: int, error: Json, headers: bytes = b"") -> bytes:

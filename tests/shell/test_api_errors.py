@@ -335,18 +335,7 @@ async def test_a_bad_body_is_400_and_names_the_field(demo_models, body, param):
     assert answer.error["param"] == param
 
 
-# --- other protocols, other sites ----------------------------------------------------------
-
-
-async def test_a_websocket_is_closed(demo_models):
-    async with api(demo_models) as rig:
-        sent = []
-
-        async def send(message):
-            sent.append(message)
-
-        await rig.app({"type": "websocket", "path": "/", "headers": []}, None, send)
-    assert sent == [{"type": "websocket.close"}]
+# --- other sites ---------------------------------------------------------------------------
 
 
 SITE = "https://chat.example"

@@ -1,0 +1,96 @@
+"""What a head may ask for beside its request, such as to speak another protocol."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from daemon_rig import KEYS, chat_body, read_answer, running
+
+pytestmark = pytest.mark.system
+
+CHAT = "/v1/chat/completions"
+KEY = "Authorization: Bearer sk-alice"
+WEBSOCKET = (
+    "Connection: keep-alive, Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)
+H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
+
+
+@pytest.fixture
+async def llmd(runtime_dir, fake_engine, demo_small):
+    server = {"max_body_bytes": 1000, "body_timeout_sec": 0.3}
+    async with running(
+        runtime_dir, fake_engine, [demo_small], api_keys=KEYS, server=server
+    ) as running_daemon:
+        yield running_daemon
+
+
+def head(method, path, *headers):
+    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n"
+
+
+# --- Upgrade -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offer", [WEBSOCKET, H2C])
+async def test_another_protocol_is_not_spoken(llmd, offer):
+    for path, headers, status in (
+        ("/v1/models", [KEY], 200),
+        ("/v1/models", [], 401),
+        ("/live", [], 200),
+        ("/v1/nope", [KEY], 404),
+        (CHAT, [KEY], 405),
+    ):
+        stream = await llmd.connect()
+        await stream.send_all(head("GET", path, *headers, *offer))
+        answer = await read_answer(stream)
+        assert answer.status == status
+        assert "x-request-id" in answer.headers
+        assert "upgrade" not in answer.headers
+    await llmd.until(lambda: llmd.daemon.http.connections == 0)
+
+
+@pytest.mark.parametrize("offer", [(), WEBSOCKET, H2C])
+async def test_requests_that_come_together_are_answered_in_turn(llmd, offer):
+    chat = llmd.raw(CHAT, chat_body(max_tokens=1), KEY, *offer)
+    stream = await llmd.connect()
+    await stream.send_all(head("GET", "/live", *offer) + chat + head("GET", "/nope", *offer))
+    got = b""
+    while b"not_found" not in got:
+        got += await stream.receive_some()
+    await stream.aclose()
+    statuses = [int(part[:3]) for part in got.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [200, 200, 404]
+
+
+@pytest.mark.parametrize("offer", [(), WEBSOCKET, H2C])
+@pytest.mark.parametrize("follows", [b"", head("GET", "/live")])
+async def test_a_client_that_leaves_is_noticed_whatever_it_asked_for(llmd, offer, follows):
+    """Also with a further request that came with the one that is served."""
+    stream = await llmd.connect()
+    body = chat_body("[[token 0.05]]", max_tokens=900)
+    await stream.send_all(llmd.raw(CHAT, body, KEY, *offer) + follows)
+    await llmd.until_states("decode")
+    await stream.aclose()
+    await llmd.until(lambda: not llmd.handles())
+    assert llmd.last().state.value == "abandoned"
+
+
+@pytest.mark.parametrize("ask", [("Connection: close",), WEBSOCKET, H2C])
+async def test_an_answer_that_runs_may_end_whatever_its_client_asked_for(
+    runtime_dir, fake_engine, demo_small, ask
+):
+    """At the end only bodies that have not come yet get no more time than a head."""
+    server = {"header_timeout_sec": 0.2, "drain_timeout_sec": 0}
+    async with running(runtime_dir, fake_engine, [demo_small], server=server) as llmd:
+        stream = await llmd.connect()
+        body = chat_body("[[token 0.02]]", stream=True, max_tokens=30)
+        await stream.send_all(llmd.raw(CHAT, body, *ask))
+        await llmd.until_states("decode")
+        signal.raise_signal(signal.SIGTERM)
+        assert (await read_answer(stream)).events[-1] == "[DONE]"
