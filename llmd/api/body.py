@@ -6,7 +6,8 @@ import math
 
 import trio
 
-from llmd.api.asgi import MALFORMED, Json, Receive
+from llmd.api.asgi import CONNECTION, MALFORMED, Json, Receive
+from llmd.api.connection import Connection
 from llmd.errors import InvalidRequest, RequestTooLarge, SlowClient
 
 
@@ -24,10 +25,8 @@ async def read_body(scope: Json, receive: Receive, *, limit_bytes: int, timeout_
         RequestTooLarge: Announced or found to be longer.
         SlowClient: Not complete in time.
     """
+    await invite(scope, limit_bytes=limit_bytes)
     limit_bytes = limit_bytes or 1 << 62
-    announced = _announced_bytes(scope)
-    if announced > limit_bytes:
-        raise _too_large(limit_bytes)
     parts: list[bytes] = []
     size = 0
     with trio.move_on_after(timeout_s or math.inf):
@@ -43,6 +42,18 @@ async def read_body(scope: Json, receive: Receive, *, limit_bytes: int, timeout_
             if not message.get("more_body"):
                 return parts[0] if len(parts) == 2 and not part else b"".join(parts)
     raise SlowClient(f"the request body was not completed within {timeout_s:g} s")
+
+
+async def invite(scope: Json, *, limit_bytes: int) -> None:
+    """Have the client send its body, now that it is about to be read.
+
+    Raises:
+        RequestTooLarge: It is announced to be longer than `limit_bytes`; 0 = no limit.
+    """
+    if limit_bytes and _announced_bytes(scope) > limit_bytes:
+        raise _too_large(limit_bytes)
+    connection: Connection = scope["state"][CONNECTION]
+    await connection.invite()
 
 
 def _announced_bytes(scope: Json) -> int:

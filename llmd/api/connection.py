@@ -98,6 +98,10 @@ class Connection:
         """Tell the request that is being served no more."""
         self._on_disconnect = None
 
+    async def invite(self) -> None:
+        """Have a client send its body that waits to be told so; called before it is read."""
+        await self._protocol.invite()
+
     @property
     def in_chunks(self) -> bool:
         """Whether `send_chunk_now` can do it."""

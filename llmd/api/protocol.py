@@ -162,6 +162,12 @@ class Protocol(H11Protocol):
         """Take up what came with the request before it."""
         await self._handle_events()
 
+    async def invite(self) -> None:
+        """Give leave to send the body, to a client that waits for it (`Expect: 100-continue`)."""
+        if self.connection.they_are_waiting_for_100_continue:
+            leave = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
+            await self._send_h11_event(leave)
+
     async def _handle_events(self) -> None:
         """Take in what has come.
 

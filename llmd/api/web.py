@@ -24,6 +24,7 @@ from werkzeug.routing import BaseConverter, MapAdapter
 from llmd.api import errors as edge
 from llmd.api.asgi import Json
 from llmd.api.auth import Principal, require_admin
+from llmd.api.body import invite
 from llmd.api.gate import header
 from llmd.api.routes.ui import ASSET
 from llmd.api.routing import Access, Call, Reply, Route
@@ -112,13 +113,15 @@ async def _elsewhere() -> TrioResponse:
 
 
 def _call(services: Services, request: _Request) -> Call:
+    scope = cast("Json", request.scope)
+
     async def read() -> bytes:
+        await invite(scope, limit_bytes=services.config.server.max_body_bytes)
         try:
             return cast("bytes", await request.get_data())
         except HTTPException as error:
             raise edge.translate(error, request.path, "") from error
 
-    scope = cast("Json", request.scope)
     return Call(
         services=services,
         scope=scope,

@@ -82,6 +82,9 @@ class Client:
     def watch(self, on_disconnect):
         self.on_disconnect = on_disconnect
 
+    async def invite(self):
+        pass
+
 
 class Response:
     """A worker's answer, as `UpstreamResponse` has it."""

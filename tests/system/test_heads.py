@@ -1,4 +1,4 @@
-"""What a head may ask for beside its request, such as to speak another protocol."""
+"""What a head may ask for beside its request: to be told to go on, to speak another protocol."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ pytestmark = pytest.mark.system
 
 CHAT = "/v1/chat/completions"
 KEY = "Authorization: Bearer sk-alice"
+WAITS = "Expect: 100-continue"
 WEBSOCKET = (
     "Connection: keep-alive, Upgrade",
     "Upgrade: websocket",
@@ -32,6 +33,76 @@ async def llmd(runtime_dir, fake_engine, demo_small):
 def head(method, path, *headers):
     lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", *headers]
     return "\r\n".join(lines).encode() + b"\r\n\r\n"
+
+
+# --- Expect: 100-continue ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("POST", CHAT, ["Content-Length: 9"], 401),
+        ("POST", "/tokenize", ["Content-Length: 9"], 401),
+        ("POST", "/stop", [KEY, "Content-Length: 9"], 403),
+        ("POST", "/v1/nope", [KEY, "Content-Length: 9"], 404),
+        ("PUT", CHAT, [KEY, "Content-Length: 9"], 405),
+        ("POST", CHAT, [KEY, "Content-Length: 1001"], 413),
+        ("POST", "/tokenize", [KEY, "Content-Length: 1001"], 413),
+        ("GET", "/v1/models", [KEY, "Content-Length: 9"], 200),
+        ("POST", "/v1/responses", [KEY, "Transfer-Encoding: chunked"], 501),
+    ],
+)
+async def test_who_waits_for_leave_is_answered_without_it_where_no_body_is_read(
+    llmd, method, path, headers, status
+):
+    stream = await llmd.connect()
+    await stream.send_all(head(method, path, WAITS, *headers))
+    began = bytes(await stream.receive_some())
+    assert began.startswith(b"HTTP/1.1 %d " % status)
+    assert b"\r\nconnection: close\r\n" in began.lower()  # or the body would come next
+    await stream.aclose()
+
+
+async def test_nor_while_shutting_down(llmd):
+    running_chat = await llmd.connect()
+    body = chat_body("[[token 0.02]]", stream=True, max_tokens=50)
+    await running_chat.send_all(llmd.raw(CHAT, body, KEY))
+    await llmd.until_states("decode")
+    signal.raise_signal(signal.SIGTERM)
+    await llmd.until(lambda: llmd.services.draining)
+    for path in (CHAT, "/tokenize"):
+        stream = await llmd.connect()
+        await stream.send_all(head("POST", path, WAITS, KEY, "Content-Length: 9"))
+        assert bytes(await stream.receive_some()).startswith(b"HTTP/1.1 503 ")
+        await stream.aclose()
+    assert (await read_answer(running_chat)).events[-1] == "[DONE]"
+
+
+@pytest.mark.parametrize("path", [CHAT, "/tokenize", "/requests/x/cancel"])
+async def test_it_is_given_when_the_body_is_about_to_be_read(llmd, path):
+    request = llmd.raw(path, chat_body(max_tokens=1, content="x"), WAITS, KEY)
+    asked, _, body = request.partition(b"\r\n\r\n")
+    for _ in range(2):  # on one connection, too
+        stream = await llmd.connect()
+        await stream.send_all(asked + b"\r\n\r\n")
+        if path.startswith("/requests"):
+            assert bytes(await stream.receive_some()).startswith(b"HTTP/1.1 404 ")
+            await stream.aclose()
+            continue
+        leave = bytes(await stream.receive_some())
+        assert leave.startswith(b"HTTP/1.1 100 ")
+        assert leave.count(b"HTTP/1.1") == 1
+        await stream.send_all(body)
+        answer = await read_answer(stream)
+        assert answer.status == 200
+        assert "connection" not in answer.headers
+
+
+async def test_who_gets_leave_and_sends_nothing_is_slow(llmd):
+    stream = await llmd.connect()
+    await stream.send_all(head("POST", CHAT, WAITS, KEY, "Content-Length: 9"))
+    answer = await read_answer(stream)
+    assert (answer.status, answer.code) == (408, "request_timeout")
 
 
 # --- Upgrade -------------------------------------------------------------------------------
