@@ -147,8 +147,7 @@ def is_whole(shown, columns, rows):
 async def test_what_is_cancelled_is_what_was_under_the_cursor(
     runtime_dir, fake_engine, demo_models
 ):
-    long, short = ("[[token 0.2]]", 900), ("[[token 0.02]]", 5)
-    requests = [("r-a", *long), ("r-b", *long), ("r-c", *long), ("r-d", *short), ("r-e", *long)]
+    requests = [(f"r-{name}", "[[token 0.2]]", 900) for name in "abcde"]
     async with (
         box(runtime_dir, fake_engine, demo_models) as daemon,
         terminal(runtime_dir) as screen,
@@ -165,12 +164,12 @@ async def test_what_is_cancelled_is_what_was_under_the_cursor(
         # both that ran leave; r-c and r-d get their slots, and every row below moves
         for name in ("r-a", "r-b"):
             await daemon.call("POST", f"/requests/{name}/cancel")
-        await daemon.until(lambda: state_of(daemon, "r-d") == "done")
-        await daemon.until(lambda: state_of(daemon, "r-e") == "decode")
-        await screen.press("y")
+        for name in ("r-c", "r-d"):
+            await daemon.until(lambda name=name: state_of(daemon, name) == "decode")
+        await screen.press("y")  # it still waits, so that this is enough
         await screen.until("cancelled", gone="Cancel r-e")
         await daemon.until(lambda: state_of(daemon, "r-e") == "cancelled")
-        assert state_of(daemon, "r-c") == "decode"
+        assert [state_of(daemon, name) for name in ("r-c", "r-d")] == ["decode", "decode"]
 
 
 async def test_read_only_offers_nothing(runtime_dir, fake_engine, demo_models):
