@@ -52,17 +52,18 @@ def parse(line: bytes) -> p.AnyCommand:
     """
     try:
         return _decode(line)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Refused(_why_not(line, error)) from error
     except RecursionError as error:
         raise Refused(_invalid(None, "the JSON is nested too deep")) from error
 
 
-def _why_not(line: bytes, error: msgspec.MsgspecError) -> p.Failure:
+def _why_not(line: bytes, error: msgspec.MsgspecError | UnicodeDecodeError) -> p.Failure:
+    reason = "the line is not valid UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
     try:
         head = _decode_head(line)
-    except (msgspec.MsgspecError, RecursionError):
-        return _invalid(None, f"this is no command: {error}")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _invalid(None, f"this is no command: {reason}")
     if head.type in p.NOT_BUILT:
         message = f"{head.type} is not supported yet by this version of llmd"
         return p.Failure(id=head.id, code="not_supported", message=message)
@@ -70,7 +71,7 @@ def _why_not(line: bytes, error: msgspec.MsgspecError) -> p.Failure:
         guess = did_you_mean(head.type[:100], _TAGS)
         message = f"there is no command {head.type[:100]!r}{guess}"
         return p.Failure(id=head.id, code="unknown_command", message=message)
-    return _invalid(head.id, str(error))
+    return _invalid(head.id, reason)
 
 
 def _invalid(id_: int | str | None, message: str) -> p.Failure:

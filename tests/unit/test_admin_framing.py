@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmd.admin import protocol as p
+from llmd.admin.connection import Refused
+from llmd.admin.connection import parse as parse_line
 from llmd.admin.framing import LineSplitter, LineTooLong, clean, clean_line
 
 
@@ -88,6 +90,39 @@ def test_the_daemon_is_strict_and_clients_are_lenient():
     assert message == p.Ended(id=1)
     why = msgspec.json.decode(b'{"at":1.0,"rule":"a_new_one","more":{}}', type=p.Why)
     assert why.rule == "a_new_one"
+
+
+LINES = [
+    b'{"type":"why","id":7,"request":"r-1"}',
+    b'{"type":"switch","id":"a","model":"m","from":["b"],"drain_s":2.5,"dry_run":true}',
+    b'{"type":"subscribe","id":3,"topics":["workers","requests"]}',
+]
+PIECES = [
+    b"\xff",
+    b"\xc3",
+    b"\xed\xa0\x80",
+    b"\\ud800",
+    b"\x00",
+    b'"',
+    b"{",
+    b"[" * 2000,
+    b"9" * 5000,
+]
+
+
+@given(
+    st.sampled_from(LINES),
+    st.lists(st.tuples(st.integers(0, 90), st.integers(0, 3), st.sampled_from(PIECES)), max_size=3),
+)
+def test_whatever_is_in_a_line_is_a_command_or_a_failure_that_can_be_sent(line, changes):
+    for place, removed, piece in changes:
+        line = line[:place] + piece + line[place + removed :]
+    answer: p.AnyCommand | p.Failure
+    try:
+        answer = parse_line(line)
+    except Refused as refused:
+        answer = refused.failure
+    assert clean_line(msgspec.json.encode(answer)).decode()
 
 
 def test_from_is_the_word_for_what_goes():
