@@ -239,7 +239,8 @@ class Commands:
             except errors.LlmdError as error:
                 refused.append(error)
                 log(_log, "restart failed", logging.WARNING, model=model.name, reason=error.message)
-            over.set()
+            finally:
+                over.set()
 
         self._spawn(restart)
 

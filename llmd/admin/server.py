@@ -124,7 +124,14 @@ class AdminServer:
 
     def _spawn(self, run: Callable[[], Awaitable[None]]) -> None:
         assert self._nursery is not None
-        self._nursery.start_soon(run)
+        self._nursery.start_soon(self._apart, run)
+
+    async def _apart(self, run: Callable[[], Awaitable[None]]) -> None:
+        """Run what a command has left behind, which may cost itself and not the daemon."""
+        try:
+            await run()
+        except Exception:
+            _log.exception("what an operator began crashed; this is a fault in llmd")
 
     # --- connections ------------------------------------------------------------------------
 
@@ -222,6 +229,8 @@ class AdminServer:
         )
         try:
             await connection.serve()
+        except Exception:  # it must cost one connection and not the daemon, and say so
+            _log.exception("the connection of %s crashed; this is a fault in llmd", actor.peer)
         finally:
             self._streams.discard(stream)
             if actor.access != "write":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import traceback
 from collections import deque
 from functools import partial
 
@@ -17,10 +18,12 @@ from llmd.admin.connection import Connection
 from llmd.admin.framing import MAX_LINE_BYTES
 from llmd.admin.peercred import Peer as Credentials
 from llmd.admin.peercred import Rights, peer_of
+from llmd.admin.protocol import GetQueue
 from llmd.admin.server import MAX_CONNECTIONS, READERS_SHARE, WRITERS_PLACES
 from llmd.admin.socketfile import SocketFile
 from llmd.errors import ConfigError
 from llmd.netio import SocketStream
+from llmd.operations import Operations
 
 ALL = ["requests", "workers", "queue", "log"]
 
@@ -127,6 +130,33 @@ async def test_a_peer_that_leaves_in_the_middle_harms_nobody(desk):
     while desk.rig.state("demo-small") != "ready":
         await desk.rig.scheduler.moved()
     assert (await other.ask(type="status", id=1))["type"] == "ok"
+
+
+async def test_a_fault_costs_one_connection_is_logged_and_nobody_elses(desk, monkeypatch, caplog):
+    def fault(*_):
+        raise ZeroDivisionError("by design")
+
+    unlucky, other = desk.peer(), desk.peer()
+    await other.ask(type="version", id=0)
+    monkeypatch.setitem(desk.server._commands._handlers, GetQueue, fault)
+    assert await unlucky.ask(type="queue", id=1) is None
+    assert (await other.ask(type="version", id=1))["id"] == 1
+    assert len(desk.server._streams) == 1
+    [record] = [r for r in caplog.records if r.levelname == "ERROR"]
+    assert f"pid {os.getpid()}) crashed; this is a fault in llmd" in record.getMessage()
+    assert "ZeroDivisionError: by design" in "".join(traceback.format_exception(*record.exc_info))
+
+
+async def test_a_fault_in_what_a_command_left_behind_costs_no_daemon(desk, monkeypatch, caplog):
+    async def fault(*_, **__):
+        raise ZeroDivisionError("by design")
+
+    peer = desk.peer()
+    await peer.ask(type="switch", id=1, model="demo-small", wait=True)
+    monkeypatch.setattr(Operations, "restart", fault)
+    assert (await peer.ask(type="restart", id=2, model="demo-small"))["type"] == "ok"
+    assert (await peer.ask(type="version", id=3))["id"] == 3
+    assert "this is a fault in llmd" in caplog.text
 
 
 async def test_one_connection_cannot_have_everything_under_way(desk):
