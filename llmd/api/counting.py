@@ -35,7 +35,13 @@ async def count_prompts(upstream: Upstream, parsed: ParsedRequest) -> list[int] 
     with trio.move_on_after(COUNT_DEADLINE_S):
         try:
             return [await _count(upstream, prompt) for prompt in await _prompts(upstream, parsed)]
-        except (BadWorkerResponse, WorkerDied, msgspec.MsgspecError, RecursionError):
+        except (
+            BadWorkerResponse,
+            WorkerDied,
+            msgspec.MsgspecError,
+            UnicodeDecodeError,
+            RecursionError,
+        ):
             return None
     return None
 

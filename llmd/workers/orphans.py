@@ -149,7 +149,7 @@ def _read(path: Path) -> WorkerRecord | None:
             if not stat.S_ISREG(info.st_mode) or info.st_uid != os.geteuid():
                 return None
             return msgspec.json.decode(file.read(MAX_RECORD_BYTES), type=WorkerRecord)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -131,6 +131,7 @@ def test_a_process_that_is_gone_needs_no_record_and_is_no_leftover(directory, vi
         b'{"model":"m","pid":1,"started":1,"socket":"x","daemon_pid":5,"daemon_started":1}',
         b'{"model":"m","pid":-9,"started":1,"socket":"x","daemon_pid":5,"daemon_started":1}',
         b"[" * 100_000,
+        b'{"more":' + b"[" * 100_000,
     ],
 )
 def test_garbage_is_removed_and_hurts_nobody(directory, garbage):

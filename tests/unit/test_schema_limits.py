@@ -126,6 +126,15 @@ def test_deep_json_in_a_call_is_looked_through_without_recursion():
     assert read(CHAT, BLOCKED, messages=messages).messages == 1
 
 
+@pytest.mark.parametrize("unread", [b'["\xff"]', b"[" + b"9" * 5000 + b"]"])
+@pytest.mark.parametrize("field", [b"tool_calls", b"reasoning_content"])
+def test_what_cannot_be_looked_through_is_refused(field, unread):
+    message = b'{"role":"assistant","content":"a","' + field + b'":' + unread + b"}"
+    error = refused(parse, KINDS[CHAT], b'{"messages":[' + message + b"]}", BLOCKED)
+    assert error.param == "messages[0]"
+    assert "cannot be read" in error.message
+
+
 def test_many_patterns_are_one():
     assert compile_patterns([]) == ()
     assert len(compile_patterns([f"word{n}" for n in range(100)])) == 1

@@ -100,7 +100,13 @@ class TextMeter:
                     self.other_parts += 1
         self._add(size, "messages", number)
         if self._limits.blocked:
-            self._refuse_blocked(_texts(message), "messages", number)
+            try:
+                self._refuse_blocked(_texts(message), "messages", number)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:  # in what was left undecoded
+                place = _place("messages", number)
+                raise InvalidRequest(
+                    f"{place} has JSON that cannot be read", param=place
+                ) from error
 
     def prompt(self, prompt: Any, param: str, number: int | None) -> None:
         """Count one prompt: text, token ids, a mix of both, or an object with text and media.
