@@ -12,6 +12,7 @@ from llmd.admin import protocol as p
 from llmd.admin.framing import MAX_LINE_BYTES, clean_line
 
 R = TypeVar("R")
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class AdminError(Exception):
@@ -81,7 +82,7 @@ class Codec:
         """
         try:
             message: p.AnyMessage = self._decode(clean_line(line))
-        except msgspec.MsgspecError as error:
+        except _UNREADABLE as error:
             raise BadReply(f"the daemon said what is no message: {error}") from error
         return message
 
@@ -102,7 +103,7 @@ class Codec:
             decoder = self._results[kind] = msgspec.json.Decoder(kind)
         try:
             result: R = decoder.decode(message.result)
-        except msgspec.MsgspecError as error:
+        except _UNREADABLE as error:
             raise BadReply(f"the daemon's answer is not as expected: {error}") from error
         return result
 
