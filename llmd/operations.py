@@ -75,14 +75,17 @@ class Operations:
     def wanted(self, name: str, *, param: str | None = None) -> CatalogModel:
         """Return the model that is to be loaded, which may be one of a repository.
 
-        A repository that is named so for the first time becomes a model of the catalog for as long
-        as the daemon runs, like one of `[[models]]`; its worker fetches it when it is loaded.
+        To name a repository changes nothing: it becomes a model of the catalog when it is switched
+        to.
 
         Raises:
             ModelNotFound: There is none of that name, and it is no `REPO:QUANT`.
             PermissionDenied: The repository is not within `llama.hf_allow`.
         """
-        if self.catalog.resolve(name) is None and is_hf_reference(name):
+        known = self.catalog.resolve(name)
+        if known is not None:
+            return known
+        if is_hf_reference(name):
             if ":" not in name:
                 raise errors.ModelNotFound(
                     f"the model {name[:200]!r} does not exist; to have it fetched from Hugging "
@@ -95,9 +98,12 @@ class Operations:
                     "llama.hf_allow",
                     param=param,
                 )
-            added = self.catalog.add_repository(name)
-            self.scheduler.learn(self.fleet.model_info(added))
+            return self.catalog.repository(name)
         return self.model(name, param=param)
+
+    def knows(self, model: CatalogModel) -> bool:
+        """Tell whether a model is one of the catalog, and not only what would become one."""
+        return self.catalog.resolve(model.name) is not None
 
     def state_of(self, model: CatalogModel) -> WorkerState:
         """Return what a model's worker is doing; a file that cannot be loaded is `failed`.
@@ -141,8 +147,15 @@ class Operations:
 
     # --- loading ----------------------------------------------------------------------------
 
-    def switch(self, request: SwitchRequested) -> Plan:
+    def switch(self, request: SwitchRequested, model: CatalogModel | None = None) -> Plan:
         """Have a model loaded, and return what that means for others.
+
+        One of a repository that the catalog has not yet becomes a model of it, for as long as the
+        daemon runs and like one of `[[models]]`; its worker fetches it. What is refused does not.
+
+        Args:
+            request: What is asked.
+            model: As `wanted` returned it; None = the catalog's of that name.
 
         Raises:
             ShuttingDown: The daemon is on its way out.
@@ -150,7 +163,7 @@ class Operations:
             Conflict: A model that is to go for it is not loaded; nothing is done.
             InsufficientMemory: It does not fit; nothing is done.
         """
-        model = self.model(request.model)
+        model = model or self.model(request.model)
         if self.draining():
             raise errors.ShuttingDown("llmd is shutting down", retry_after_s=5.0)
         if model.fault:
@@ -165,6 +178,9 @@ class Operations:
             raise errors.InsufficientMemory(
                 f"{model.name} cannot be loaded: {plan.reason}", param="model"
             )
+        if not self.knows(model):
+            added = self.catalog.add_repository(model.hf or model.name)
+            self.scheduler.learn(self.fleet.model_info(added))
         self.scheduler.switch(request)
         return plan
 

@@ -160,10 +160,9 @@ class Commands:
     def _switch(self, command: p.Switch, actor: Actor) -> Answer:
         operations = self._operations
         operations.expect(command.if_gen)
-        # even a look at a repository makes it a model of the catalog
-        find = self._wanted if actor.access == "write" else self.model
+        model = self._wanted(command.model)
         request = SwitchRequested(
-            model=find(command.model).name,
+            model=model.name,
             evict=tuple(self.model(name).name for name in command.evict),
             add=command.add,
             drain_s=operations.drain_s(command.drain_s),
@@ -171,20 +170,25 @@ class Commands:
         )
         if command.dry_run:
             plan = operations.scheduler.plan(request)
-            return describe_plan(self._views, operations, plan, request, command)
-        return self._load_by(request, actor, command)
+            return describe_plan(self._views, operations, plan, request, command, model)
+        return self._load_by(request, actor, command, model)
 
     def _load(self, command: p.Load, actor: Actor) -> Answer:
         self._operations.expect(command.if_gen)
-        request = SwitchRequested(model=self._wanted(command.model).name, add=True)
-        return self._load_by(request, actor, command)
+        model = self._wanted(command.model)
+        request = SwitchRequested(model=model.name, add=True)
+        return self._load_by(request, actor, command, model)
 
     def _load_by(
-        self, request: SwitchRequested, actor: Actor, command: p.Switch | p.Load
+        self,
+        request: SwitchRequested,
+        actor: Actor,
+        command: p.Switch | p.Load,
+        model: CatalogModel,
     ) -> Answer:
         before = self._operations.scheduler.plan(request)
-        told = describe_plan(self._views, self._operations, before, request, command)
-        plan = self._operations.switch(request)
+        told = describe_plan(self._views, self._operations, before, request, command, model)
+        plan = self._operations.switch(request, model)
         self._note(
             actor,
             type(command).__name__.lower(),
@@ -197,7 +201,7 @@ class Commands:
 
         def answer() -> p.Plan:
             state = self._operations.state_of(self._operations.model(plan.model))
-            return msgspec.structs.replace(told, state=state.value)
+            return msgspec.structs.replace(told, model=plan.model, state=state.value)
 
         async def loaded() -> p.View:
             await self._operations.until_loaded(plan.model)

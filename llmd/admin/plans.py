@@ -11,6 +11,7 @@ from llmd.admin.views import Views
 from llmd.core.estimates import drain_left_s
 from llmd.core.events import SwitchRequested
 from llmd.core.policy import Plan
+from llmd.models.model import CatalogModel
 from llmd.operations import Operations
 
 
@@ -20,6 +21,7 @@ def describe_plan(
     plan: Plan,
     request: SwitchRequested,
     command: p.Switch | p.Load,
+    model: CatalogModel,
 ) -> p.Plan:
     """Return the scheduler's plan with the numbers that make it readable.
 
@@ -29,9 +31,13 @@ def describe_plan(
         plan: What the scheduler would do now.
         request: What it was asked.
         command: What the operator asked.
+        model: The one to be loaded, which may be none of the catalog yet.
     """
     scheduler = operations.scheduler
-    models = {model.model: model for model in scheduler.statistics().models}
+    models = {known.model: known for known in scheduler.statistics().models}
+    planned = scheduler.state.models.get(plan.model)
+    # what the catalog does not have yet is called as whoever acts on this plan has to call it
+    name = plan.model if operations.knows(model) else model.hf or plan.model
     beside = scheduler.plan(SwitchRequested(request.model, add=True))
     longest = views.service_p95_s()
 
@@ -48,7 +54,7 @@ def describe_plan(
         )
 
     return p.Plan(
-        model=plan.model,
+        model=name,
         loaded=plan.loaded,
         fits=plan.fits,
         reason=plan.reason,
@@ -58,26 +64,24 @@ def describe_plan(
         going=tuple(map(goes, plan.going)),
         queued=plan.queued.get(plan.model, 0),
         load_s=round(plan.load_s, 3),
-        load_measured=scheduler.state.model(plan.model).measured_load,
+        load_measured=planned is not None and planned.measured_load,
         drain_s=request.drain_s,
         force=request.force,
         auto_switch=scheduler.state.settings.auto_switch,
-        memory_bytes=models[plan.model].memory_bytes,
+        memory_bytes=0 if planned is None else planned.memory_bytes,
         held_bytes=sum(m.memory_bytes for m in scheduler.state.present.values()),
         limit_bytes=scheduler.state.settings.memory_bytes,
         generation=plan.generation,
-        state=operations.state_of(operations.model(plan.model)).value,
+        state=operations.state_of(model).value,
         dry_run=isinstance(command, p.Switch) and command.dry_run,
-        command=line_of(_to_do(command, request, plan.generation)),
+        command=line_of(_to_do(command, name, request, plan.generation)),
     )
 
 
 def _to_do(
-    command: p.Switch | p.Load, request: SwitchRequested, generation: int
+    command: p.Switch | p.Load, name: str, request: SwitchRequested, generation: int
 ) -> p.Switch | p.Load:
     """Return the command that does what this one asks or only looks at, and no later."""
     if isinstance(command, p.Load):
-        return replace(command, model=request.model, if_gen=generation)
-    return replace(
-        command, model=request.model, evict=request.evict, if_gen=generation, dry_run=False
-    )
+        return replace(command, model=name, if_gen=generation)
+    return replace(command, model=name, evict=request.evict, if_gen=generation, dry_run=False)

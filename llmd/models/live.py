@@ -46,6 +46,14 @@ class LiveCatalog:
         """Return the model with this name, alias or file name, letter by letter."""
         return self._catalog.resolve(name)
 
+    def repository(self, reference: str) -> CatalogModel:
+        """Return the model that `add_repository` would take in; nothing is changed.
+
+        Args:
+            reference: `REPO:QUANT`, which is no name here.
+        """
+        return self._catalog.with_repository(reference)[1]
+
     def add_repository(self, reference: str) -> CatalogModel:
         """Take in a model that its worker fetches from a repository, and return it.
 

@@ -289,7 +289,8 @@ async def test_who_may_only_read_changes_nothing(desk):
         plan = await peer.ask(type="switch", id=1, model="demo-small", dry_run=True)
         assert plan["result"]["dry_run"]
         repository = await peer.ask(type="switch", id=1, model="o/m-GGUF:Q8_0", dry_run=True)
-        assert repository["code"] == "model_not_found"
+        assert repository["result"]["model"] == "o/m-GGUF:Q8_0"  # a look takes nothing in
+        assert desk.rig.services.operations.catalog.resolve("o/m-GGUF:Q8_0") is None
         writes = [
             {"type": "switch", "model": "demo-small"},
             {"type": "load", "model": "demo-small"},

@@ -97,8 +97,6 @@ async def test_an_admin_with_a_list_of_models_is_held_to_it(demo_models):
 async def test_operators_at_the_admin_socket_may_too(demo_models, autojump_clock):
     async with admin(demo_models, **allow("ggml-org/*")) as desk:
         peer = desk.peer()
-        plan = await peer.ask(type="switch", id=1, model=REFERENCE, dry_run=True)
-        assert (plan["result"]["model"], plan["result"]["fits"]) == (NAME, True)
         done = await peer.ask(type="load", id=2, model=REFERENCE, wait=True)
         assert (done["result"]["model"], done["result"]["state"]) == (NAME, "ready")
         refused = await peer.ask(type="switch", id=3, model="other/X-GGUF:Q8_0")
@@ -106,3 +104,41 @@ async def test_operators_at_the_admin_socket_may_too(demo_models, autojump_clock
         unknown = await peer.ask(type="switch", id=4, model="demo-smal")
         assert unknown["code"] == "model_not_found"
         assert "demo-small" in unknown["message"]
+
+
+async def names(peer):
+    return [m["name"] for m in (await peer.ask(type="models", id=0))["result"]["models"]]
+
+
+async def test_a_plan_takes_no_repository_in_and_can_be_carried_out_as_it_says(
+    demo_models, autojump_clock
+):
+    async with admin(demo_models, **allow("*")) as desk:
+        peer = desk.peer()
+        before = await names(peer)
+        known = set(desk.rig.scheduler.state.models)
+        plan = (await peer.ask(type="switch", id=1, model=REFERENCE, dry_run=True))["result"]
+        assert (plan["model"], plan["fits"], plan["state"]) == (REFERENCE, True, "off")
+        assert plan["command"] == f"llmctl switch {REFERENCE} --if-gen {plan['generation']}"
+        assert await names(peer) == before
+        assert set(desk.rig.scheduler.state.models) == known
+        generation = plan["generation"]
+        done = await peer.ask(
+            type="switch", id=2, model=plan["model"], if_gen=generation, wait=True
+        )
+        assert (done["result"]["model"], done["result"]["state"]) == (NAME, "ready")
+        assert sorted(await names(peer)) == sorted([*before, NAME])
+
+
+async def test_a_repository_whose_load_is_refused_is_not_taken_in(demo_models, autojump_clock):
+    async with admin(demo_models, **allow("*")) as desk:  # which has room for one model
+        peer = desk.peer()
+        before = await names(peer)
+        await peer.ask(type="switch", id=1, model="demo-small", wait=True)
+        known = set(desk.rig.scheduler.state.models)
+        refused = await peer.ask(type="load", id=2, model=REFERENCE)
+        assert refused["code"] == "insufficient_memory"
+        by_http = await desk.rig.ask("POST", f"/v1/models/{REFERENCE}/load")
+        assert by_http.error["code"] == "insufficient_memory"
+        assert await names(peer) == before
+        assert set(desk.rig.scheduler.state.models) == known

@@ -32,7 +32,7 @@ class Plan(View, frozen=True, kw_only=True):
     """What a switch would do, or did.
 
     Attributes:
-        model: To be loaded.
+        model: To be loaded; until it is, one of a repository is called `REPO:QUANT`.
         loaded: It is, or is on its way, already.
         fits: It can be loaded; if not, nothing is done.
         reason: Why it does not fit.

@@ -64,25 +64,29 @@ class Nothing(msgspec.Struct, forbid_unknown_fields=True):
 async def _switch(call: Call) -> Reply:
     form = await call.form(Switch)
     evict = (form.evict,) if isinstance(form.evict, str) else form.evict
+    model = call.wanted(form.model, param="model")
     request = SwitchRequested(
-        model=call.wanted(form.model, param="model").name,
+        model=model.name,
         evict=tuple(call.model(name, param="from").name for name in evict),
         drain_s=call.services.operations.drain_s(form.drain_sec),
         force=form.force,
     )
-    return await _load_by(call, request, wait=_wait(call, form.wait))
+    return await _load_by(call, request, model, wait=_wait(call, form.wait))
 
 
 async def _load(call: Call, model: str) -> Reply:
     form = await call.form(Load)
-    request = SwitchRequested(model=call.wanted(model).name, add=True)
-    return await _load_by(call, request, wait=_wait(call, form.wait))
+    wanted = call.wanted(model)
+    request = SwitchRequested(model=wanted.name, add=True)
+    return await _load_by(call, request, wanted, wait=_wait(call, form.wait))
 
 
-async def _load_by(call: Call, request: SwitchRequested, *, wait: bool) -> Reply:
+async def _load_by(
+    call: Call, request: SwitchRequested, model: CatalogModel, *, wait: bool
+) -> Reply:
     """Have a model loaded, and tell what that means for others."""
     operations = call.services.operations
-    plan = operations.switch(request)
+    plan = operations.switch(request, model)
     _note(call, "load" if request.add else "switch", model=plan.model, evict=",".join(plan.evict))
     if wait:
         await operations.until_loaded(plan.model)
