@@ -68,7 +68,7 @@ def describe_plan(
         drain_s=request.drain_s,
         force=request.force,
         auto_switch=scheduler.state.settings.auto_switch,
-        memory_bytes=0 if planned is None else planned.memory_bytes,
+        memory_bytes=(planned.memory_bytes or None) if planned is not None else None,
         held_bytes=sum(m.memory_bytes for m in scheduler.state.present.values()),
         limit_bytes=scheduler.state.settings.memory_bytes,
         generation=plan.generation,

@@ -28,11 +28,7 @@ def plan(view: p.Plan, style: Style) -> list[str]:
     lines += [f"  evicts {_eviction(eviction)}" for eviction in view.evict]
     lines += _fate(view)
     if not view.loaded:
-        freed = sum(eviction.memory_bytes for eviction in (*view.evict, *view.going))
-        after = max(0, view.held_bytes - freed) + view.memory_bytes
-        limit = f" of {size(view.limit_bytes)}" if view.limit_bytes else ""
-        before = f"{size(view.held_bytes)} held now" if view.held_bytes else "nothing held now"
-        lines.append(f"  memory: {before}, {size(after)}{limit} afterwards")
+        lines.append(f"  memory: {_memory(view)}")
     if view.fits_beside and view.evict:
         lines.append("  it also fits without evicting anything: llmctl load")
     if not view.loaded:
@@ -40,6 +36,20 @@ def plan(view: p.Plan, style: Style) -> list[str]:
     if view.dry_run:
         lines.append(f"  do it: {view.command}")
     return lines
+
+
+def _memory(view: p.Plan) -> str:
+    """Say what is held before and after."""
+    before = f"{size(view.held_bytes)} held now" if view.held_bytes else "nothing held now"
+    limit = f" of {size(view.limit_bytes)}" if view.limit_bytes else ""
+    if view.memory_bytes is None:
+        unknown = f"the size of {view.model} is not known until it is fetched"
+        return (
+            f"{before}{limit}; {unknown}, nor whether it fits" if limit else f"{before}; {unknown}"
+        )
+    freed = sum(eviction.memory_bytes for eviction in (*view.evict, *view.going))
+    after = max(0, view.held_bytes - freed) + view.memory_bytes
+    return f"{before}, {size(after)}{limit} afterwards"
 
 
 def _going(view: p.Eviction, model: str) -> str:

@@ -141,7 +141,9 @@ def _memory(plan: p.Plan, chosen: Chosen, width: int, look: Look, key: str) -> l
     add = chosen.way is Way.ADD
     freed = 0 if add else sum(eviction.memory_bytes for eviction in plan.evict)
     left = sum(going.memory_bytes for going in plan.going)
-    more = 0 if plan.loaded else plan.memory_bytes
+    if plan.memory_bytes is None and not plan.loaded:
+        return _memory_of_unknown(plan, left, freed, width)
+    more = 0 if plan.loaded else plan.memory_bytes or 0
     after = max(0, plan.held_bytes - left - freed + more)
     sums: list[Line] = [
         [(f"{size(plan.held_bytes)} now", "")],
@@ -162,7 +164,7 @@ def _memory(plan: p.Plan, chosen: Chosen, width: int, look: Look, key: str) -> l
     lines = labelled("memory", [*sums, whole], width, gap=2)
     lines += labelled("", [drawn, verdict], width)
     if plan.fits_beside and plan.evict and not add and not plan.loaded:
-        beside = plan.held_bytes - left + plan.memory_bytes
+        beside = plan.held_bytes - left + more
         lines += labelled(
             "",
             [
@@ -172,6 +174,23 @@ def _memory(plan: p.Plan, chosen: Chosen, width: int, look: Look, key: str) -> l
             width,
         )
     return lines
+
+
+def _memory_of_unknown(plan: p.Plan, left: int, freed: int, width: int) -> list[Line]:
+    """Return what is known of memory when a model comes whose size nobody knows."""
+    limit = f"of {size(plan.limit_bytes)}" if plan.limit_bytes else "no limit known"
+    sums: list[Line] = [
+        [(f"{size(plan.held_bytes)} now", "")],
+        [(f"-{size(left)} goes already" if left else "", "ok")],
+        [(f"-{size(freed)} evict" if freed else "", "ok")],
+        [("+? load", "warn")],
+        [("= ? ", "head"), (limit, "dim")],
+    ]
+    lines = labelled("memory", sums, width, gap=2)
+    if not plan.fits:
+        return lines + labelled("", [[("DOES NOT FIT", "bad")]], width)
+    unknown = "SIZE NOT KNOWN until it is fetched, nor whether it fits"
+    return lines + told(unknown, width, style="warn")
 
 
 def _leaves(going: p.Eviction, model: str, width: int, label: str) -> list[Line]:

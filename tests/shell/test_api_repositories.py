@@ -119,6 +119,7 @@ async def test_a_plan_takes_no_repository_in_and_can_be_carried_out_as_it_says(
         known = set(desk.rig.scheduler.state.models)
         plan = (await peer.ask(type="switch", id=1, model=REFERENCE, dry_run=True))["result"]
         assert (plan["model"], plan["fits"], plan["state"]) == (REFERENCE, True, "off")
+        assert plan["memory_bytes"] is None  # nobody has looked at the repository yet
         assert plan["command"] == f"llmctl switch {REFERENCE} --if-gen {plan['generation']}"
         assert await names(peer) == before
         assert set(desk.rig.scheduler.state.models) == known

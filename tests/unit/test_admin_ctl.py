@@ -520,6 +520,11 @@ def test_a_plan_says_what_it_waits_for_that_goes_already():
         ({"loaded": True, "evict": (), "state": "ready"}, "a is loaded already (ready)"),
         ({"loaded": True, "evict": (), "state": "loading"}, "a is on its way already (loading)"),
         ({"held_bytes": 0, "evict": ()}, "  memory: nothing held now, 24.0G of 64.0G afterwards"),
+        (
+            {"memory_bytes": None},
+            "  memory: 20.0G held now of 64.0G; the size of a is not known until it is fetched, "
+            "nor whether it fits",
+        ),
     ],
 )
 def test_what_a_plan_says_of_each_turn(other, line):

@@ -117,6 +117,16 @@ def test_what_does_not_fit_or_is_there_already_is_said():
     assert "coder is ready already" in told(replace(PLAN, loaded=True, state="ready", evict=()))
 
 
+def test_of_what_has_no_known_size_it_is_not_said_that_it_fits():
+    unknown = replace(PLAN, memory_bytes=None)
+    words = told(unknown)
+    assert "86.0G now -20.0G evict +? load = ? of 133G SIZE NOT KNOWN until it is fetched" in words
+    assert "FITS" not in words
+    assert "WITHOUT" not in words
+    assert "DOES NOT FIT" in told(replace(unknown, fits=False, reason="no room"))
+    assert "ready already" in told(replace(unknown, loaded=True, state="ready"))
+
+
 def test_an_idle_model_goes_without_a_drain():
     idle = replace(PLAN, evict=(replace(GOES, running=0),))
     assert command_of(idle, first_choice(idle)) == "llmctl switch coder --from gemma --if-gen 41"

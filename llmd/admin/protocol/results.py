@@ -34,7 +34,8 @@ class Plan(View, frozen=True, kw_only=True):
     Attributes:
         model: To be loaded; until it is, one of a repository is called `REPO:QUANT`.
         loaded: It is, or is on its way, already.
-        fits: It can be loaded; if not, nothing is done.
+        fits: It can be loaded; if not, nothing is done. Of what has no known size, that there is
+            a place for it.
         reason: Why it does not fit.
         add: It was asked to come beside what is loaded.
         fits_beside: It would fit without evicting anything.
@@ -48,7 +49,7 @@ class Plan(View, frozen=True, kw_only=True):
         force: What runs on an evicted model is cancelled at once.
         auto_switch: Requests have models loaded, so those for an evicted model wait for it;
             False: they are refused (503). None = not known.
-        memory_bytes: What the model holds, or will.
+        memory_bytes: What the model holds, or will; None = not known before it is fetched.
         held_bytes: What all loaded models hold now.
         limit_bytes: What models may hold; 0 = not known.
         generation: What the plan was made for; `if_gen` carries it back.
@@ -71,7 +72,7 @@ class Plan(View, frozen=True, kw_only=True):
     drain_s: float = 0.0
     force: bool = False
     auto_switch: bool | None = None
-    memory_bytes: int = 0
+    memory_bytes: int | None = None
     held_bytes: int = 0
     limit_bytes: int = 0
     generation: int = 0
