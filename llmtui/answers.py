@@ -10,7 +10,7 @@ import msgspec
 from llmd.admin import protocol as p
 from llmd.admin.framing import clean
 from llmtui.columns import heading, request_columns, worker_columns
-from llmtui.form import count, fit, size, span
+from llmtui.form import count, fit, planned, size, span
 from llmtui.rows import (
     Line,
     Look,
@@ -185,7 +185,7 @@ def _plan(answer: p.Plan, width: int, _now: float, _look: Look) -> list[Line]:
     made = told(f"{_done(answer)}   (plan, nothing is done)", width)
     for eviction in answer.evict:
         made += told(
-            f"evicts {eviction.model}: frees {size(eviction.memory_bytes)},"
+            f"evicts {eviction.model}: frees {planned(eviction.memory_bytes, eviction.now_bytes)},"
             f" {eviction.running} running, {eviction.queued} queued",
             width,
         )

@@ -10,6 +10,7 @@ from rich.cells import cell_len, set_cell_size
 
 from llmd.admin.framing import clean
 from llmd.admin.units import count as count
+from llmd.admin.units import planned as planned
 from llmd.admin.units import size as size
 from llmd.admin.units import span as span
 

@@ -40,6 +40,7 @@ def describe_plan(
     name = plan.model if operations.knows(model) else model.hf or plan.model
     beside = scheduler.plan(SwitchRequested(request.model, add=True))
     longest = views.service_p95_s()
+    workers = views.worker_statistics(trio.current_time())
 
     def goes(name: str) -> p.Eviction:
         left_s = drain_left_s(scheduler.state, scheduler.state.models[name], trio.current_time())
@@ -48,6 +49,7 @@ def describe_plan(
             running=models[name].running,
             queued=sum(models[name].queued.values()),
             memory_bytes=models[name].memory_bytes,
+            now_bytes=workers[name].memory_bytes if name in workers else 0,
             service_s=models[name].service_s,
             service_p95_s=longest.get(name),
             left_s=None if left_s is None else round(left_s, 3),
@@ -70,6 +72,7 @@ def describe_plan(
         auto_switch=scheduler.state.settings.auto_switch,
         memory_bytes=(planned.memory_bytes or None) if planned is not None else None,
         held_bytes=sum(m.memory_bytes for m in scheduler.state.present.values()),
+        now_bytes=sum(worker.memory_bytes for worker in workers.values()),
         limit_bytes=scheduler.state.settings.memory_bytes,
         generation=plan.generation,
         state=operations.state_of(model).value,

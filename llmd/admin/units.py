@@ -28,6 +28,12 @@ def size(number: int) -> str:
     return f"{value / 1024:.1f}T"
 
 
+def planned(planned_bytes: int, now_bytes: int) -> str:
+    """Return what is planned for a worker, beside what it holds now where that is another size."""
+    whole, now = size(planned_bytes), size(now_bytes)
+    return f"{whole} planned for ({now} held now)" if now_bytes and now != whole else whole
+
+
 def span(seconds: float | None) -> str:
     """Return a span of time in at most six characters: 0.4s, 41s, 3m12s, 3h12m, 1d02h."""
     if seconds is None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from llmd.admin import protocol as p
-from llmd.admin.units import size, span
-from llmd.ctl.tables import Style, held
+from llmd.admin.units import planned, size, span
+from llmd.ctl.tables import Style
 
 
 def plan(view: p.Plan, style: Style) -> list[str]:
@@ -40,7 +40,9 @@ def plan(view: p.Plan, style: Style) -> list[str]:
 
 def _memory(view: p.Plan) -> str:
     """Say what is held before and after."""
-    before = f"{size(view.held_bytes)} held now" if view.held_bytes else "nothing held now"
+    before = planned(view.held_bytes, view.now_bytes) if view.held_bytes else "nothing held now"
+    if before == size(view.held_bytes):
+        before += " held now"
     limit = f" of {size(view.limit_bytes)}" if view.limit_bytes else ""
     if view.memory_bytes is None:
         unknown = f"the size of {view.model} is not known until it is fetched"
@@ -56,12 +58,9 @@ def _going(view: p.Eviction, model: str) -> str:
     """Say what a load waits for that is on its way out already."""
     name = "its old process" if view.model == model else view.model
     if not view.running:
-        return f"{name}, which is going already: frees {held(view.memory_bytes)}"
+        return f"{name}, which is going already: frees {_freed(view)}"
     left = "nobody knows how long" if view.left_s is None else f"about {span(view.left_s)}"
-    return (
-        f"{name}, which drains already: frees {held(view.memory_bytes)}, "
-        f"{view.running} running, {left}"
-    )
+    return f"{name}, which drains already: frees {_freed(view)}, {view.running} running, {left}"
 
 
 def _eviction(view: p.Eviction) -> str:
@@ -70,7 +69,11 @@ def _eviction(view: p.Eviction) -> str:
         longest = f", 95% within {span(view.service_p95_s)}" if view.service_p95_s else ""
         each = f" ({span(view.service_s)} each{longest})"
     running = f"{view.running} running{each}" if view.running else "idle"
-    return f"{view.model}: frees {held(view.memory_bytes)}, {running}, {view.queued} queued"
+    return f"{view.model}: frees {_freed(view)}, {running}, {view.queued} queued"
+
+
+def _freed(view: p.Eviction) -> str:
+    return planned(view.memory_bytes, view.now_bytes) if view.memory_bytes else "-"
 
 
 def _fate(view: p.Plan) -> list[str]:

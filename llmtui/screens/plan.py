@@ -12,7 +12,7 @@ from enum import Enum
 
 from llmd.admin import protocol as p
 from llmd.admin.framing import clean
-from llmtui.form import bar, size
+from llmtui.form import bar, planned, size
 from llmtui.rows import Line, Look
 from llmtui.screens.flow import labelled, told
 from llmtui.screens.story import short
@@ -146,7 +146,7 @@ def _memory(plan: p.Plan, chosen: Chosen, width: int, look: Look, key: str) -> l
     more = 0 if plan.loaded else plan.memory_bytes or 0
     after = max(0, plan.held_bytes - left - freed + more)
     sums: list[Line] = [
-        [(f"{size(plan.held_bytes)} now", "")],
+        [(_now(plan), "")],
         [(f"-{size(left)} goes already" if left else "", "ok")],
         [(f"-{size(freed)} evict" if freed else "", "ok")],
         [(f"+{size(more)} load" if more else "", "warn")],
@@ -176,11 +176,17 @@ def _memory(plan: p.Plan, chosen: Chosen, width: int, look: Look, key: str) -> l
     return lines
 
 
+def _now(plan: p.Plan) -> str:
+    """Return what is held before; where it is planned to grow, both."""
+    held = planned(plan.held_bytes, plan.now_bytes)
+    return held if held != size(plan.held_bytes) else f"{held} now"
+
+
 def _memory_of_unknown(plan: p.Plan, left: int, freed: int, width: int) -> list[Line]:
     """Return what is known of memory when a model comes whose size nobody knows."""
     limit = f"of {size(plan.limit_bytes)}" if plan.limit_bytes else "no limit known"
     sums: list[Line] = [
-        [(f"{size(plan.held_bytes)} now", "")],
+        [(_now(plan), "")],
         [(f"-{size(left)} goes already" if left else "", "ok")],
         [(f"-{size(freed)} evict" if freed else "", "ok")],
         [("+? load", "warn")],
@@ -200,7 +206,7 @@ def _leaves(going: p.Eviction, model: str, width: int, label: str) -> list[Line]
     chunks: list[Line] = [
         [(f"for {name}, which {'drains' if going.running else 'goes'} already", "")],
         [(f"{going.running} running, {left}" if going.running else "", "warn")],
-        [(f"frees {size(going.memory_bytes)}", "dim")],
+        [(f"frees {planned(going.memory_bytes, going.now_bytes)}", "dim")],
     ]
     return labelled(label, chunks, width)
 
@@ -210,7 +216,7 @@ def _goes(eviction: p.Eviction, width: int, label: str) -> list[Line]:
         [(eviction.model, "")],
         [(f"{eviction.running} running", "warn" if eviction.running else "dim")],
         [(f"{eviction.queued} queued", "warn" if eviction.queued else "dim")],
-        [(f"frees {size(eviction.memory_bytes)}", "dim")],
+        [(f"frees {planned(eviction.memory_bytes, eviction.now_bytes)}", "dim")],
     ]
     return labelled(label, chunks, width)
 

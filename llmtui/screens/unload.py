@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 from llmd.admin import protocol as p
 from llmd.admin.calls import AdminError, Refused
 from llmd.admin.framing import clean
-from llmtui.form import size, span
+from llmtui.form import planned, span
 from llmtui.rows import Line
 from llmtui.screens.desk import Desk
 from llmtui.screens.flow import labelled, told
@@ -87,9 +87,9 @@ class Unload(Named):
             ],
             width,
         )
-        lines += labelled(
-            "frees", [[(size(row.memory_bytes), "")], [("memory", "dim")]], width, gap=1
-        )
+        held = row.memory_bytes
+        freed = planned(max(held, row.estimate_bytes) if held else 0, held)
+        lines += labelled("frees", [[(freed, "")], [("memory", "dim")]], width, gap=1)
         if row.running:
             lines += labelled("how", self._how(row), width, gap=1)
         if self.serves:

@@ -6,6 +6,7 @@ import pytest
 from admin_rig import admin
 from test_admin_commands import running
 
+from llmd.workers import procfs
 from llmd.workers.procfs import memory_used_bytes
 
 
@@ -25,6 +26,19 @@ async def test_the_context_fills_with_what_runs(desk):
     assert 0 <= busy["kv_used"] <= 1
     assert busy["context_tokens"] > 0
     await peer.ask(type="cancel", id=4, all=True)
+
+
+async def test_a_plan_has_what_status_says_beside_what_is_planned_for(desk, monkeypatch):
+    monkeypatch.setattr(procfs, "memory_bytes", lambda _pid: 46 << 20)
+    peer = desk.peer()
+    await peer.ask(type="switch", id=1, model="demo-small", wait=True)
+    status = (await peer.ask(type="status", id=2))["result"]
+    [worker] = status["workers"]
+    plan = (await peer.ask(type="switch", id=3, model="demo-large", dry_run=True))["result"]
+    [goes] = plan["evict"]
+    assert goes["now_bytes"] == worker["memory_bytes"] > 0
+    assert plan["now_bytes"] == status["totals"]["memory_held_bytes"]
+    assert goes["memory_bytes"] == worker["estimate_bytes"] == plan["held_bytes"]
 
 
 async def test_the_memory_of_the_box_is_told(desk):

@@ -531,6 +531,21 @@ def test_what_ends_meanwhile_is_told_and_nothing_left_is_nothing_to_do():
     play(steps)
 
 
+def test_an_unload_names_what_was_planned_for_beside_what_is_held():
+    async def steps(app, pilot, box):
+        app.push_screen(Unload(app.desk, QWEN))
+        await shows(
+            app, pilot, f"Unload {QWEN}?", "frees 32.0G planned for (24.1G held now) memory"
+        )
+
+    class Grows(Box):
+        def make_workers(self):
+            for worker in super().make_workers():
+                yield replace(worker, estimate_bytes=32 << 30) if worker.model == QWEN else worker
+
+    play(steps, Grows)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_a_model_that_serves_goes_only_once_it_was_named(size):
     async def steps(app, pilot, box):

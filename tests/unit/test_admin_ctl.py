@@ -490,6 +490,16 @@ def test_a_plan_is_told_plainly():
     ]
 
 
+def test_a_plan_names_what_is_planned_for_where_workers_may_still_grow():
+    idle = p.Eviction(model="b", memory_bytes=105 << 20, now_bytes=46 << 20)
+    plan = msgspec.structs.replace(
+        PLAN, evict=(idle,), held_bytes=105 << 20, now_bytes=46 << 20, queued=0
+    )
+    told = render.plan(plan, Style())
+    assert told[1] == "  evicts b: frees 105M planned for (46M held now), idle, 0 queued"
+    assert told[2] == "  memory: 105M planned for (46M held now), 24.0G of 64.0G afterwards"
+
+
 def test_a_plan_says_what_it_waits_for_that_goes_already():
     going = p.Eviction(model="b", running=2, memory_bytes=20 << 30, left_s=5.0)
     gone = p.Eviction(model="a", memory_bytes=1 << 30, left_s=0.0)

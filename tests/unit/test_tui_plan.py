@@ -67,6 +67,15 @@ def test_a_plan_waits_for_what_goes_already():
         assert expected in words
 
 
+def test_a_plan_names_what_is_planned_for_where_workers_may_still_grow():
+    goes = replace(GOES, now_bytes=12 * GIB)
+    words = told(replace(PLAN, evict=(goes,), now_bytes=50 * GIB))
+    assert "86.0G planned for (50.0G held now) -20.0G evict" in words
+    assert "frees 20.0G planned for (12.0G held now)" in words
+    same = replace(PLAN, evict=(replace(GOES, now_bytes=20 * GIB),), now_bytes=86 * GIB)
+    assert told(same) == told(PLAN)
+
+
 def test_each_way_has_its_memory_its_clients_and_its_line():
     drain, cancel, add = Chosen(Way.DRAIN, 15.0), Chosen(Way.CANCEL), Chosen(Way.ADD)
     assert command_of(PLAN, drain) == "llmctl switch coder --from gemma --drain 15 --if-gen 41"

@@ -11,7 +11,9 @@ class Eviction(View, frozen=True, kw_only=True):
     Attributes:
         running: Requests that run there now.
         queued: Requests that wait for it.
-        memory_bytes: What its going frees.
+        memory_bytes: What its going frees, as memory is planned: what it was measured to hold and
+            what it may still grow by, such as its prompt cache.
+        now_bytes: What its process holds now, as its `Worker` says; 0 = not known.
         service_s: How long a request there lasts on average.
         service_p95_s: How long all but the longest 5 % of those lasted that ended in the last
             minutes; None when none did.
@@ -23,6 +25,7 @@ class Eviction(View, frozen=True, kw_only=True):
     running: int = 0
     queued: int = 0
     memory_bytes: int = 0
+    now_bytes: int = 0
     service_s: float | None = None
     service_p95_s: float | None = None
     left_s: float | None = None
@@ -50,7 +53,8 @@ class Plan(View, frozen=True, kw_only=True):
         auto_switch: Requests have models loaded, so those for an evicted model wait for it;
             False: they are refused (503). None = not known.
         memory_bytes: What the model holds, or will; None = not known before it is fetched.
-        held_bytes: What all loaded models hold now.
+        held_bytes: What is planned for all loaded models together (see `Eviction`).
+        now_bytes: What their processes hold now, as `Totals` says; 0 = not known.
         limit_bytes: What models may hold; 0 = not known.
         generation: What the plan was made for; `if_gen` carries it back.
         state: Of its worker, now.
@@ -74,6 +78,7 @@ class Plan(View, frozen=True, kw_only=True):
     auto_switch: bool | None = None
     memory_bytes: int | None = None
     held_bytes: int = 0
+    now_bytes: int = 0
     limit_bytes: int = 0
     generation: int = 0
     state: str = ""
