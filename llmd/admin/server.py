@@ -252,17 +252,24 @@ class AdminServer:
             self._rooms.recent.sample(records, trio.current_time())
 
     async def _watch_file(self) -> None:
+        told = ""
         while True:
             await trio.sleep(self._file_check_s)
             try:
-                old = self._file.restore()
+                made = self._file.restore()
             except (OSError, ConfigError) as error:
-                log(_log, "admin socket cannot be made anew", logging.WARNING, reason=str(error))
+                if told != str(error):
+                    told = str(error)
+                    log(_log, "admin socket cannot be made anew", logging.WARNING, reason=told)
                 continue
+            told = ""
+            if made is None:
+                continue
+            old, note = made
             if old is not None:
                 trio.lowlevel.notify_closing(old)
                 old.close()
-                log(_log, "admin socket made anew: its file was gone", path=str(self.path))
+            log(_log, "admin socket made anew", logging.WARNING, path=str(self.path), reason=note)
 
 
 def _who(peer: Peer) -> dict[str, object]:

@@ -72,25 +72,32 @@ class SocketFile:
             self.close()
             raise
 
-    def restore(self) -> socket.socket | None:
-        """Make the file anew when somebody has deleted it.
+    def restore(self) -> tuple[socket.socket | None, str] | None:
+        """Make the file anew when somebody has deleted or replaced it.
 
-        What has come in its place is left alone: it is not ours to remove.
+        A socket in its place that nobody listens on is removed; anything else is moved aside, to
+        the one name that ends in `.found`. Somebody else's listener stays.
 
         Returns:
-            The listener that nobody can reach any more, for the caller to close; None when
-            nothing was done.
+            The listener that nobody can reach any more, for the caller to close, and what has
+            become of the file; None when nothing was done.
 
         Raises:
             OSError, ConfigError: It cannot be made.
         """
-        with contextlib.suppress(FileNotFoundError):
-            self.path.lstat()
-            return None
+        try:
+            found = self.path.lstat()
+        except FileNotFoundError:
+            note = "its file was gone"
+        else:
+            # an inode is not used again while a socket is bound to it
+            if stat.S_ISSOCK(found.st_mode) and (found.st_dev, found.st_ino) == self._identity:
+                return None
+            note = self._put_away(found)
         self._make_directory()
         old = self.listener
         self._bind()
-        return old
+        return old, note
 
     def close(self) -> None:
         """Stop listening and remove the file, if it is still ours. Idempotent."""
@@ -144,6 +151,19 @@ class SocketFile:
             except BlockingIOError:
                 pass  # somebody listens, and is busy
         raise self._taken()
+
+    def _put_away(self, found: os.stat_result) -> str:
+        """Free the path of what has come to it, and say what was done."""
+        if stat.S_ISSOCK(found.st_mode):
+            self._clear()
+            return "a socket that nobody listens on was in its place, and is removed"
+        aside = self.path.with_name(self.path.name + ".found")
+        if os.path.lexists(aside):
+            raise ConfigError(
+                [f"{self.path} is no socket any more; remove or rename it (and {aside.name})"]
+            )
+        self.path.rename(aside)
+        return f"something that is no socket was in its place, and is now {aside.name}"
 
     def _bind(self) -> None:
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)

@@ -398,6 +398,74 @@ async def test_a_deleted_file_is_made_anew_and_old_connections_go_on(desk, autoj
     assert (await desk.peer().ask(type="version", id=3))["id"] == 3
 
 
+def _text(path):
+    path.write_text("precious")
+
+
+def _folder(path):
+    path.mkdir()
+
+
+def _link(path):
+    path.symlink_to("/dev/null")
+
+
+def _dead_socket(path):
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+
+
+@pytest.mark.parametrize("come", [_text, _folder, _link, _dead_socket])
+async def test_a_replaced_file_is_made_anew_and_what_came_is_kept_and_told(
+    desk, autojump_clock, caplog, come
+):
+    old = desk.peer()
+    await old.ask(type="version", id=1)
+    desk.path.unlink()
+    come(desk.path)
+    found = desk.path.lstat().st_ino
+    while "made anew" not in caplog.text:
+        await trio.sleep(1)
+    assert (await old.ask(type="version", id=2))["id"] == 2
+    assert (await desk.peer().ask(type="version", id=3))["id"] == 3
+    aside = desk.path.with_name("admin.sock.found")
+    if come is _dead_socket:
+        assert not os.path.lexists(aside)
+    else:
+        assert aside.lstat().st_ino == found
+    [record] = [r for r in caplog.records if "made anew" in r.getMessage()]
+    assert "in its place, and is" in record.__dict__["llmd_fields"]["reason"]
+
+
+async def test_what_replaces_the_file_again_and_again_stays_and_is_told_once(
+    desk, autojump_clock, caplog
+):
+    for text in ("first", "second"):
+        await trio.sleep(5)
+        desk.path.unlink()
+        desk.path.write_text(text)
+    await trio.sleep(20)
+    assert desk.path.read_text() == "second"
+    assert desk.path.with_name("admin.sock.found").read_text() == "first"
+    told = [r for r in caplog.records if "cannot be made anew" in r.getMessage()]
+    assert len(told) == 1
+    desk.path.unlink()
+    await trio.sleep(5)
+    assert (await desk.peer().ask(type="version", id=1))["id"] == 1
+
+
+async def test_somebody_elses_listener_in_its_place_stays(desk, autojump_clock, caplog):
+    desk.path.unlink()
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.bind(str(desk.path))
+        stranger.listen()
+        await trio.sleep(20)
+        assert "cannot be made anew" in caplog.text
+        stranger.accept()[0].close()
+    await trio.sleep(5)  # it has gone, and its file is nobody's
+    assert (await desk.peer().ask(type="version", id=1))["id"] == 1
+
+
 # --- subscriptions -------------------------------------------------------------------------
 
 
