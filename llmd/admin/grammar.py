@@ -287,6 +287,14 @@ def parse(words: Sequence[str], parser: Parser | None = None) -> argparse.Namesp
         if sum(chosen) != 1:
             usage = "usage: llmctl cancel ID... | --all | --model MODEL | --key KEY\n"
             raise UsageError("name requests, or say --all, --model or --key", usage)
+    if options.name == "watch":
+        unknown = [topic for topic in options.topics if topic not in p.TOPICS]
+        if unknown:
+            guess = did_you_mean(unknown[0], p.TOPICS) or f"; there are {', '.join(p.TOPICS)}"
+            raise UsageError(
+                f"there is no topic {unknown[0][:100]!r}{guess}",
+                commands_of(parser)["watch"].format_usage(),
+            )
     if getattr(options, "force", False) and getattr(options, "drain", None):
         usage = commands_of(parser)[options.name].format_usage()
         raise UsageError("say --drain or --force: --force leaves no time", usage)

@@ -105,6 +105,7 @@ def test_the_line_of_a_command_says_the_same_command(wanted):
         ["switch", "a", "--dr"],
         ["logs", "m", "-n", "x"],
         ["completion", "tcsh"],
+        ["watch", "workers", "zz"],
     ],
 )
 def test_wrong_usage_is_told(words, capsys):
@@ -120,6 +121,7 @@ def test_wrong_usage_is_told(words, capsys):
         (["statsu"], "there is no command 'statsu'; did you mean 'status'?"),
         (["frobnicate"], "there is no command 'frobnicate'\n"),
         (["switch", "m", "--dryrun"], "'--dryrun' is not understood; did you mean '--dry-run'?"),
+        (["watch", "worker"], "there is no topic 'worker'; did you mean 'workers'?"),
         (["load", "a", "b"], "'b' is not understood\n"),
         (["--jsn", "status"], "'--jsn' is not understood; did you mean '--json'?"),
     ],
