@@ -11,6 +11,7 @@ from llmd.ctl.results import acted, admission, cancelled, plan, stopped
 from llmd.ctl.story import outcome, story
 from llmd.ctl.tables import Style, clock, flow, held, shorten, table
 
+_PARTS = {"decode": 0, "prefill": 0, "queued": 1, "received": 2}
 _PAUSED = "admission paused (llmctl resume)"
 
 
@@ -64,7 +65,7 @@ def workers(views: Sequence[p.Worker], style: Style, now: float) -> list[str]:
             worker.model,
             held(worker.memory_bytes),
             f"{worker.slots_busy}/{worker.slots}" if worker.slots else "-",
-            f"{worker.tokens_per_s:.0f}",
+            f"{worker.tokens_per_s:.0f}" if worker.slots else "-",
             span(worker.first_token_p95_s),
             str(worker.waiting),
             span(now - worker.since_at if worker.since_at else None),
@@ -127,7 +128,7 @@ def requests(view: p.Requests, style: Style, now: float) -> list[str]:
     """Return a table of requests."""
     if not view.requests:
         return ["no requests"]
-    rows = [_request(request, now) for request in view.requests]
+    rows = [_request(request, now) for request in sorted(view.requests, key=_in_line)]
     columns = (
         "ID", "STATE", "PRI", "MODEL", "KEY", "WAIT", "PROMPT", "GEN", "T/S", "AGE", "ETA", "WHY",
     )  # fmt: skip
@@ -141,6 +142,13 @@ def requests(view: p.Requests, style: Style, now: float) -> list[str]:
     if view.total > len(view.requests):
         lines.append(f"and {view.total - len(view.requests)} more (--limit)")
     return lines
+
+
+def _in_line(request: p.Request) -> tuple[int, bool, int]:
+    """Return a request's place in a list: what runs, what waits in its order, what has ended."""
+    part = _PARTS.get(request.state, len(_PARTS))
+    waits = request.state == "queued"
+    return part, waits and not request.position, request.position if waits else 0
 
 
 def _request(request: p.Request, now: float) -> list[str]:

@@ -561,6 +561,30 @@ def test_completion_names_every_command_and_is_sound(shell, tmp_path):
     assert checked.returncode == 0
 
 
+def test_requests_are_listed_as_they_run_and_stand_in_line():
+    def request(name, state, position=0):
+        return p.Request(id=name, state=state, position=position, received_at=1000.0)
+
+    rows = (
+        request("e", "done"),
+        request("q2", "queued", 2),
+        request("q?", "queued"),
+        request("new", "received"),
+        request("r1", "prefill"),
+        request("q1", "queued", 1),
+        request("r2", "decode"),
+    )
+    lines = render.requests(p.Requests(requests=rows, total=7), Style(), 1010.0)
+    assert [line.split()[0] for line in lines[1:]] == ["r1", "r2", "q1", "q2", "q?", "new", "e"]
+
+
+def test_a_worker_without_slots_has_no_rate():
+    off = p.Worker(model="a", state="off", queued={"normal": 1})
+    idle = p.Worker(model="b", state="ready", slots=2)
+    head, *rows = [line.split() for line in render.workers([off, idle], Style(), 0.0)]
+    assert [row[head.index("T/S")] for row in rows] == ["-", "0"]
+
+
 def test_a_request_in_its_prompt_says_how_far_it_is():
     request = p.Request(id="r-1", state="prefill", received_at=1000.0, progress=0.438)
     lines = render.requests(p.Requests(requests=(request,), total=1), Style(), 1010.0)
