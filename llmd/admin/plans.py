@@ -65,7 +65,7 @@ def describe_plan(
         evict=tuple(map(goes, plan.evict)),
         going=tuple(map(goes, plan.going)),
         queued=plan.queued.get(plan.model, 0),
-        load_s=round(plan.load_s, 3),
+        load_s=round(plan.load_s, 3) if plan.load_s or plan.loaded else None,
         load_measured=planned is not None and planned.measured_load,
         drain_s=request.drain_s,
         force=request.force,

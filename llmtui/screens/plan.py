@@ -279,7 +279,7 @@ def _basis(plan: p.Plan) -> str:
 
 
 def _load(plan: p.Plan, width: int) -> list[Line]:
-    if plan.load_measured:
+    if plan.load_measured and plan.load_s is not None:
         time, basis = short(plan.load_s), "average of its loads"
     elif plan.load_s:
         time, basis = f"~{short(plan.load_s)}", "a guess: it was not loaded yet"

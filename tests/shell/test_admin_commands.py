@@ -80,6 +80,8 @@ async def test_models_lists_the_catalog(desk):
 
 async def test_a_plan_changes_nothing_and_says_what_the_switch_then_does(desk):
     peer = desk.peer()
+    first = (await peer.ask(type="switch", id=0, model="demo-small", dry_run=True))["result"]
+    assert first["load_s"] is None  # nothing was ever measured here
     await peer.ask(type="switch", id=1, model="demo-small", wait=True)
     plan = (await peer.ask(type="switch", id=2, model="demo-large", dry_run=True))["result"]
     assert [eviction["model"] for eviction in plan["evict"]] == ["demo-small"]
@@ -92,6 +94,8 @@ async def test_a_plan_changes_nothing_and_says_what_the_switch_then_does(desk):
     assert done["result"]["state"] == "ready"
     assert done["result"]["evict"] == plan["evict"]
     assert desk.rig.state("demo-small") == "off"
+    again = (await peer.ask(type="switch", id=4, model="demo-large", dry_run=True))["result"]
+    assert (again["loaded"], again["load_s"], again["load_measured"]) == (True, 0, True)
 
 
 async def test_a_plan_says_what_drains_already_and_counts_its_memory_once(desk):

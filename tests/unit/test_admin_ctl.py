@@ -523,7 +523,7 @@ def test_a_plan_says_what_it_waits_for_that_goes_already():
         ({"force": True}, "  what runs there is cancelled at once"),
         ({"drain_s": 30.0}, "  what still runs there after 30s is cancelled"),
         ({"auto_switch": False}, "  what is queued there is refused"),
-        ({"load_s": 0.0, "queued": 0}, "  load: never measured"),
+        ({"load_s": None, "queued": 0}, "  load: never measured"),
         (
             {"load_measured": False, "queued": 2},
             "  load: about 14s, a guess: it was never measured; 2 requests wait for it",

@@ -149,7 +149,7 @@ def test_where_requests_load_nothing_their_clients_get_503():
 
 def test_a_guess_is_called_one():
     assert "~14s (a guess" in told(replace(PLAN, load_measured=False))
-    assert "nobody knows" in told(replace(PLAN, load_measured=False, load_s=0.0))
+    assert "nobody knows" in told(replace(PLAN, load_measured=False, load_s=None))
 
 
 # --- a request's way -----------------------------------------------------------------------

@@ -45,7 +45,7 @@ class Plan(View, frozen=True, kw_only=True):
         evict: What goes for it.
         going: What is on its way out already, and has to be gone before the model is loaded.
         queued: Requests that wait for the model already.
-        load_s: Expected seconds of its load; 0 when it is loaded, or when nothing tells.
+        load_s: Expected seconds of its load; 0 when it is loaded, None when nothing tells.
         load_measured: It was loaded before, and `load_s` is what that took on average.
         drain_s: What still runs on an evicted model after this long is cancelled; 0 = all may
             finish. As asked for, else as configured.
@@ -71,7 +71,7 @@ class Plan(View, frozen=True, kw_only=True):
     evict: tuple[Eviction, ...] = ()
     going: tuple[Eviction, ...] = ()
     queued: int = 0
-    load_s: float = 0.0
+    load_s: float | None = None
     load_measured: bool = False
     drain_s: float = 0.0
     force: bool = False
