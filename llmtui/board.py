@@ -383,6 +383,7 @@ class Board(LeanApp):
             colours=self.palette,
             look=lambda: self.look,
             can_write=lambda: self.can_write,
+            read_only=self._read_only,
             say=self.say,
             now=self.clock,
             keymap=self.keymap,

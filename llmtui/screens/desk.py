@@ -27,6 +27,7 @@ class Desk:
         colours: A style for each style name.
         look: Returns how things are drawn.
         can_write: Tells whether actions may be offered now.
+        read_only: The screen was started to offer none.
         say: Shows a line and its style on the board for some seconds.
         now: Unix seconds.
         keymap: Keys of the user's own, by binding id.
@@ -37,6 +38,7 @@ class Desk:
     colours: Mapping[str, Style]
     look: Callable[[], Look] = Look
     can_write: Callable[[], bool] = lambda: True
+    read_only: bool = False
     say: Callable[[str, str], None] = field(default=_silent)
     now: Callable[[], float] = time.time
     keymap: Mapping[str, str] = field(default_factory=dict)
@@ -51,4 +53,6 @@ class Desk:
         """Why nothing may be done now; "" when it may."""
         if self.can_write():
             return ""
+        if self.read_only:
+            return "read-only: started with --read-only"
         return "read-only: this socket lets you look" if self.live else "not connected"

@@ -437,15 +437,21 @@ def test_other_keys_take_the_place_of_the_old_ones():
     play(steps, keymap={"cancel": "X", "help": "f1"})
 
 
-def test_actions_are_off_where_only_reading_is_allowed():
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"make": Reader}, "read-only: this socket lets you look"),
+        ({"read_only": True}, "read-only: started with --read-only"),
+    ],
+)
+def test_actions_are_off_where_only_reading_is_allowed(more, why):
     async def steps(app, pilot):
         assert " RO " in drawn(app)
         await pilot.press("x")
-        await until(pilot, lambda: "read-only" in drawn(app))
+        await until(pilot, lambda: why in drawn(app))
         assert len(app.screen_stack) == 1
 
-    play(steps, Reader)
-    play(steps, read_only=True)
+    play(steps, **more)
 
 
 def test_a_lost_daemon_shows_as_stale_and_the_screen_stays():
