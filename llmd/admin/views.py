@@ -143,7 +143,9 @@ class Views:
         queues = {model.model: model for model in now.models}
         room = self._scheduler.state.room
         held = [m.memory_bytes for m in self._scheduler.state.staying()]
-        filled = context_filled(h.record for h in self._operations.registry.handles())
+        records = [handle.record for handle in self._operations.registry.handles()]
+        filled = context_filled(records)
+        first_rates = self._rooms.recent.first_rates(records, clock.now)
         views = []
         for model in self._operations.catalog.models:
             queue = queues[model.name]
@@ -156,7 +158,8 @@ class Views:
                     wall_offset=clock.wall - clock.now,
                     now=clock.now,
                     fits=_fits(queue, room, held) if not model.fault else None,
-                    tokens_per_s=self._rooms.recent.tokens_per_s(model.name),
+                    tokens_per_s=self._rooms.recent.tokens_per_s(model.name)
+                    or first_rates.get(model.name, 0.0),
                     first_token_p95_s=first_token.get(model.name),
                     context_filled_tokens=filled[model.name],
                 )

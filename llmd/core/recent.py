@@ -18,6 +18,7 @@ HISTORY = 60
 _MOST = 4096  # ended requests looked at; beyond that the window is shorter
 _RATE_SECONDS = 3
 _LIMITED = 429
+_LEAST_S = 0.25  # over which a rate is told
 _FAULTS = (RequestState.FAILED, RequestState.TIMED_OUT)
 
 
@@ -117,6 +118,24 @@ class Recent:
     def tokens_per_s(self, model: str = "") -> float:
         """Return the rate of the last seconds, of one model or of all."""
         return _mean(list(self._history.get(model, ()))[-_RATE_SECONDS:])
+
+    def first_rates(self, records: Iterable[RequestRecord], now: float) -> Mapping[str, float]:
+        """Return tokens a second, by model, of what has begun to decode since the last sample.
+
+        For the first second of a model's work, of which `tokens_per_s` knows nothing yet.
+
+        Args:
+            records: Those that are on their way.
+            now: Seconds.
+        """
+        rates: dict[str, float] = {}
+        for record in records:
+            if record.state is not RequestState.DECODE or record.id in self._runs:
+                continue
+            if record.first_byte_at is not None:
+                rate = record.events / max(_LEAST_S, now - record.first_byte_at)
+                rates[record.model] = rates.get(record.model, 0.0) + rate
+        return rates
 
     def prefill_per_s(self) -> float:
         """Return the rate of prompt tokens computed; a prompt counts when its request ends."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import trio
 from admin_rig import admin
 from test_admin_commands import running
 
@@ -39,6 +40,17 @@ async def test_a_plan_has_what_status_says_beside_what_is_planned_for(desk, monk
     assert goes["now_bytes"] == worker["memory_bytes"] > 0
     assert plan["now_bytes"] == status["totals"]["memory_held_bytes"]
     assert goes["memory_bytes"] == worker["estimate_bytes"] == plan["held_bytes"]
+
+
+async def test_a_worker_has_a_rate_in_the_first_second_of_its_work(desk):
+    peer = desk.peer()
+    await running(desk)
+    record = desk.rig.registry.record("r-1")
+    record.first_byte(trio.current_time() - 0.5)
+    record.events = 30
+    [worker] = (await peer.ask(type="status", id=1))["result"]["workers"]
+    assert 40 <= worker["tokens_per_s"] <= 60
+    await peer.ask(type="cancel", id=2, all=True)
 
 
 async def test_the_memory_of_the_box_is_told(desk):

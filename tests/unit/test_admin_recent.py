@@ -40,6 +40,15 @@ def test_rates_are_of_the_last_seconds_and_count_each_token_once():
     assert recent.request_rate("r") is None
 
 
+def test_a_first_second_has_a_rate_until_it_is_sampled():
+    recent, record = Recent(), running(events=20)
+    assert recent.first_rates([record], 1.5) == {"m": 40.0}
+    assert recent.first_rates([record], 1.0) == {"m": 80.0}  # no rate of no time
+    recent.sample([record], 2.0)
+    assert recent.first_rates([record], 2.0) == {}
+    assert recent.tokens_per_s("m") == 20.0
+
+
 def test_a_request_between_two_samples_counts_too():
     recent, record = Recent(), running()
     record.completion_tokens = 12
