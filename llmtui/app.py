@@ -216,17 +216,19 @@ def page(message: p.Snapshot, width: int = 118, *, ascii_only: bool = False) -> 
     from llmtui.header import Bar, header
     from llmtui.rows import request_row, worker_row
     from llmtui.state import State, heard, request_order, worker_order
+    from llmtui.widths import widths
 
     now, look = message.at, Look(ascii_only=ascii_only)
     state = heard(State(), message, now)
     lines = header(state, width, now, look, Bar(at=now))
     shown = ["".join(text for text, _ in line) for line in lines]
-    columns = worker_columns(width, look)
+    names = widths(state)
+    columns = worker_columns(width, look, names)
     shown += ["", heading(columns)]
     for name in worker_order(state.workers.values(), "state"):
         row = worker_row(state.workers[name], state, columns, now, look)
         shown.append("".join(text for text, _ in row))
-    columns = request_columns(width, look)
+    columns = request_columns(width, look, names)
     shown += ["", heading(columns)]
     for name in request_order(state.requests.values(), "sched"):
         row = request_row(state.requests[name], state, columns, now, look)

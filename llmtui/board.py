@@ -45,6 +45,7 @@ from llmtui.widgets.lines import Lines
 from llmtui.widgets.paint import THEMES, palette
 from llmtui.widgets.prompt import Prompt, PromptLine
 from llmtui.widgets.table import Table
+from llmtui.widths import Widths, widths
 from llmtui.wire import LeanApp
 
 SETTLE_S = 3.0  # rows are put in order again this long after the last key
@@ -99,6 +100,7 @@ class Board(LeanApp):
         self._drawn_second = 0
         self._happened: dict[str, Happening] = {}
         self._jumped: dict[str, float] = {}
+        self._widths: Widths | None = None
         self._said = ("", "", 0.0)
         self._meter = meter or Meter()
         self._own = Own()
@@ -145,6 +147,7 @@ class Board(LeanApp):
 
     def on_resize(self) -> None:
         """Fit into the terminal's new size."""
+        self._widths = None
         self._fit()
         self._dirty = True
 
@@ -206,6 +209,7 @@ class Board(LeanApp):
     def draw(self) -> None:
         """Draw everything as it is shown now; widgets that look the same stay untouched."""
         self._fit()
+        self._widths = widths(self.shown, self._widths)
         still = self.still
         if self.board("events").display:
             self._happened = {one.key: one for one in self.view.happenings(self.shown)}
@@ -277,17 +281,24 @@ class Board(LeanApp):
             ),
         )
 
+    @property
+    def _widest(self) -> Widths:
+        """How long names are; between a resize and what is drawn of it nobody knows."""
+        if self._widths is None:
+            self._widths = widths(self.shown)
+        return self._widths
+
     def _worker_title(self, width: int) -> str:
-        return heading(worker_columns(width, self.look))
+        return heading(worker_columns(width, self.look, self._widest))
 
     def _request_title(self, width: int) -> str:
-        return heading(request_columns(width, self.look))
+        return heading(request_columns(width, self.look, self._widest))
 
     def _worker(self, key: str, width: int) -> Line:
         worker = self.shown.workers.get(key)
         if worker is None:
             return []
-        columns = worker_columns(width - 1, self.look)
+        columns = worker_columns(width - 1, self.look, self._widest)
         row = worker_row(worker, self.shown, columns, self.now, self.look)
         return [("!" if is_faulty_worker(worker) else " ", "bad"), *row]
 
@@ -295,7 +306,7 @@ class Board(LeanApp):
         request = self.shown.requests.get(key)
         if request is None:
             return []
-        columns = request_columns(width - 1, self.look)
+        columns = request_columns(width - 1, self.look, self._widest)
         row = request_row(request, self.shown, columns, self.now, self.look)
         return [(request_flag(request, self.now), "bad"), *row]
 

@@ -20,6 +20,7 @@ GIB = 1 << 30
 LIMIT = 133 * GIB  # the GPU's memory but for the reserve
 _BYTES_PER_TOKEN, _EVENT_BYTES = 4, 212  # of a prompt's text; of a streamed token's event
 _NEXT_ID = 0x1003F
+_LOAD_S = 40.0  # of the model that loads when the play begins
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,9 @@ class Play:
         at = self.began - 14 + 2 * place
         rule, detail = "behind", f"{position - 1} ahead, 4/4 slots busy"
         if part.model == LLAMA:
-            rule, detail = "model_loading", f"loading {LLAMA}"
+            began = self.loading.get(LLAMA, now)
+            share, left_s = min(0.99, (now - began) / _LOAD_S), max(0, began + _LOAD_S - now)
+            rule, detail = "model_loading", f"loading, {share:.0%}, about {left_s:.0f} s left"
         elif position == 1:
             rule, detail = "slots_busy", "4/4 slots busy"
         eta_at = self.began + 30 + 20 * place
@@ -174,7 +177,7 @@ class Play:
         for name, gib, slots, load_s in (
             (QWEN, 24.1, 4, 14.0),
             (GEMMA, 19.8, 4, 11.0),
-            (LLAMA, 42.0, 2, 40.0),
+            (LLAMA, 42.0, 2, _LOAD_S),
             ("phi4-14b-q8", 14.9, 0, 8.0),
             ("qwen3-coder-30b", 20.5, 0, 14.0),
         ):
@@ -194,7 +197,10 @@ class Play:
             if name in self.off:
                 worker = replace(worker, note="unloaded by an operator")
             elif began is not None and now - began < load_s:
-                worker = replace(worker, state="loading", since_at=began, memory_bytes=size)
+                worker = replace(
+                    worker, state="loading", since_at=began, memory_bytes=size,
+                    load_progress=round((now - began) / load_s, 2),
+                )  # fmt: skip
             elif slots or began is not None:
                 rate = sum(r.tokens_per_s or 0.0 for r in mine)
                 worker = replace(

@@ -13,6 +13,8 @@ from llmtui.columns import Column
 from llmtui.form import Look as Look
 from llmtui.form import bar, clock, count, fit, size, span, spark
 from llmtui.happenings import Happening
+from llmtui.loading import load_left_s, load_percent, load_progress
+from llmtui.reasons import phrase, word
 from llmtui.state import RUNNING, State, client_of, is_faulty_request
 
 Part = tuple[str, str]
@@ -34,12 +36,6 @@ _CLASSES = {"high": ("hi", "accent"), "normal": ("st", ""), "low": ("lo", "dim")
 _REASONS = {  # why a model is off
     "operator": "by an operator", "demand": "made room", "max_delay": "made room",
     "higher_class": "made room", "idle_timeout": "was idle", "context_reload": "reloads",
-}  # fmt: skip
-_RULES = {  # why one waits, where there is hardly room to say it
-    "slots_busy": "slots", "behind": "behind", "key_concurrency": "key", "model_loading": "load",
-    "model_backoff": "crash", "model_not_loaded": "held", "draining_other": "drain",
-    "min_residency": "held", "context_reload": "reload", "admission_closed": "closed",
-    "yielding": "yields", "worker_died": "died",
 }  # fmt: skip
 
 
@@ -69,7 +65,10 @@ def worker_row(
         if name == "last":
             return _course(worker, state, width, now, look)
         if name == "note":
-            return _note(worker, now)
+            text, style = _note(worker, now)
+            if len(text) > width:
+                text = text.replace(", retry in ", ", retry ")
+            return text, style
         if name == "queue":
             return str(worker.waiting), "" if worker.waiting else "dim"
         if name == "crashes":
@@ -108,24 +107,12 @@ def _course(worker: p.Worker, state: State, width: int, now: float, look: Look) 
     return spark(values, width, ascii_only=look.ascii_only), "spark" if any(values) else "dim"
 
 
-def load_progress(worker: p.Worker, now: float) -> float | None:
-    """Return how far a load is, 0 to 1, by the clock where nobody knows; None without one."""
-    if worker.state not in ("starting", "loading"):
-        return None
-    if worker.load_progress is not None:
-        return worker.load_progress
-    if worker.since_at is not None and worker.load_s > 0:
-        return min(0.99, max(0.0, (now - worker.since_at) / worker.load_s))
-    return 0.0
-
-
 def _note(worker: p.Worker, now: float) -> Part:
-    progress = load_progress(worker, now)
-    if progress is not None:
-        left = worker.load_left_s
-        if left is None:
-            left = worker.load_s - (now - (worker.since_at or now))
-        return f"{progress:.0%}, ETA {span(left) if left > 0 else 'any moment'}", "accent"
+    percent = load_percent(worker, now)
+    if percent:
+        left = load_left_s(worker, now)
+        eta = "" if left is None else f", ETA {span(left) if left > 0 else 'any moment'}"
+        return percent + eta, "accent"
     if worker.retry_at is not None and worker.state in ("backoff", "failed"):
         reason = worker.reason or worker.last_failure or worker.state
         return f"{reason}, retry in {span(worker.retry_at - now)}", "bad"
@@ -156,7 +143,9 @@ def request_row(
         if name == "class":
             return _CLASSES.get(request.priority, ("", ""))
         if name in ("why", "short"):
-            why = request_why(request, now) if name == "why" else _short_why(request, now)
+            why = _brief_why(request, state, now)
+            if name == "short" and len(why) > width:
+                why = _short_why(request, now)
             return why, "bad" if silent else "dim"
         return _request_number(request, name, now)
 
@@ -234,6 +223,15 @@ def request_why(request: p.Request, now: float) -> str:
     return f"retried {request.retries}x" if request.retries else ""
 
 
+def _brief_why(request: p.Request, state: State, now: float) -> str:
+    """Return the same without what stands elsewhere in the row."""
+    if request.state in ("queued", "received") and request.why is not None:
+        return phrase(request.why, request.model, state.workers.get(request.model), now)
+    if request.state == "prefill" and request.progress and request.silent_since_at is None:
+        return f"prefill {request.progress:.0%}"
+    return request_why(request, now)
+
+
 def _prefill_left(request: p.Request, now: float) -> str:
     left_s = prefill_left_s(request, now)
     return "" if left_s is None else f", {_about(left_s)}"
@@ -260,7 +258,7 @@ def _short_why(request: p.Request, now: float) -> str:
     if request.state == "prefill" and request.progress:
         return f"{request.progress:.0%}"
     if request.state in ("queued", "received") and request.why is not None:
-        return _RULES.get(request.why.rule, request.why.rule.replace("_", " "))
+        return word(request.why)
     return f"retry{request.retries}" if request.retries else ""
 
 

@@ -11,7 +11,8 @@ from textual.binding import Binding, BindingType
 from llmd.admin import protocol as p
 from llmd.admin.framing import clean
 from llmtui.form import bar, count, size, span
-from llmtui.rows import Line, Look, load_progress, short_id
+from llmtui.loading import load_left_s, load_percent, load_progress
+from llmtui.rows import Line, Look, short_id
 from llmtui.screens.confirm import command_lines
 from llmtui.screens.desk import Desk
 from llmtui.screens.flow import labelled, told
@@ -55,10 +56,13 @@ def worker_lines(
     )
     progress = load_progress(worker, now)
     if progress is not None:
-        left = worker.load_s - (now - (worker.since_at or now))
+        left, percent = load_left_s(worker, now), load_percent(worker, now)
         drawn = bar(progress, 20, ascii_only=look.ascii_only)
-        ready = f"ready in {span(left)}" if left > 0 else "ready any moment"
-        chunks: list[Line] = [[(drawn, "accent.bar"), (f" {progress:.0%}", "")], [(ready, "dim")]]
+        ready = f"ready in {span(left)}" if left and left > 0 else "ready any moment"
+        chunks: list[Line] = [
+            [(drawn, "accent.bar"), (f" {percent}".rstrip(), "")],
+            [("" if left is None else ready, "dim")],
+        ]
         lines += labelled("load", chunks, width)
     if worker.slots:
         lines += _serving(worker, width, look)

@@ -119,7 +119,7 @@ LIVE = Case(
     ("@demo", "LIVE", "RW", "run 6/8", "READY", "LOADING", "! BACKOFF", "OFF", "DECODE",
      "PREFILL", "02e9b3 STALLED", "2.1s", "qwen3-32b-q4", "477/2.0k", "quit"),
     ("queue 6 (oldest 14s)", "429 2/min", "QUEUED #1", "no token for 20s", "4/4 slots busy",
-     "loading llama3.3", "1 ahead", "norm gemma3-27b-q4 ", "norm llama3.3-70b-q4 ",
+     "loading model 20%", "1 ahead, 4/4 busy", "norm gemma3-27b-q4 ", "norm llama3.3-70b-q4 ",
      "exit 139, retry in 24s", "20%, ETA 32s", "~30s", "ci-bot", "high", "12:40:59 llama3.3",
      "switch", "up 3d04h", "47.1G", "85.9/141G", "GPU0 H200", "SM 89%", "64C 413W", "61.0/128G",
      "4.1k (3.9k)"),
