@@ -153,6 +153,7 @@ def request_row(
     return _line(shown, cell, look, base)
 
 
+_YOUNG_S, _FEW_TOKENS = 2.0, 3  # below these a stream's rate is more chance than measure
 _LEVEL_STYLE = {"warning": "warn", "error": "bad", "critical": "bad"}
 
 
@@ -193,13 +194,31 @@ def _request_number(request: p.Request, name: str, now: float) -> Part:
         made = count(request.completion_tokens) if request.granted_at else "-"
         return f"{made}/{limit}", ""
     if name == "speed":
-        known = request.tokens_per_s is not None and not request.ended
+        known = request.tokens_per_s is not None and not request.ended and is_measured(request, now)
         return (f"{request.tokens_per_s:.1f}", "") if known else ("-", "dim")
     if name == "age":
         return span((request.ended_at or now) - request.received_at), ""
-    if request.eta_at is None or request.ended:
-        return "-", "dim"
-    return _about(request.eta_at - now), ""
+    left_s = _left_s(request, now)
+    return ("-", "dim") if left_s is None else (_about(left_s), "")
+
+
+def _left_s(request: p.Request, now: float) -> float | None:
+    """Return what is expected: until it may run, until its first token, or until its end."""
+    if request.ended or not is_measured(request, now):
+        return None
+    if request.eta_at is not None:
+        return request.eta_at - now
+    return prefill_left_s(request, now) if request.state == "prefill" else None
+
+
+def is_measured(request: p.Request, now: float) -> bool:
+    """Return whether a stream has run for long enough to tell its rate, and its end by that.
+
+    The daemon counts by whole seconds, and the first of them is only a part of one.
+    """
+    if request.state != "decode" or request.first_token_at is None:
+        return True
+    return request.completion_tokens >= _FEW_TOKENS and now - request.first_token_at >= _YOUNG_S
 
 
 def _about(seconds: float) -> str:
@@ -217,7 +236,7 @@ def request_why(request: p.Request, now: float) -> str:
     if request.silent_since_at is not None and request.state in RUNNING:
         return f"no token for {span(now - request.silent_since_at)}"
     if request.state == "prefill" and request.progress:
-        return f"prefill {request.progress:.0%}{_prefill_left(request, now)}"
+        return f"prefill {request.progress:.0%}"
     if request.state in ("queued", "received") and request.why is not None:
         return request.why.detail or request.why.rule.replace("_", " ")
     return f"retried {request.retries}x" if request.retries else ""
@@ -227,14 +246,7 @@ def _brief_why(request: p.Request, state: State, now: float) -> str:
     """Return the same without what stands elsewhere in the row."""
     if request.state in ("queued", "received") and request.why is not None:
         return phrase(request.why, request.model, state.workers.get(request.model), now)
-    if request.state == "prefill" and request.progress and request.silent_since_at is None:
-        return f"prefill {request.progress:.0%}"
     return request_why(request, now)
-
-
-def _prefill_left(request: p.Request, now: float) -> str:
-    left_s = prefill_left_s(request, now)
-    return "" if left_s is None else f", {_about(left_s)}"
 
 
 def prefill_left_s(request: p.Request, now: float) -> float | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from llmd.admin import protocol as p
 from llmtui.form import bar, count, size, span
-from llmtui.rows import Line, Look, prefill_left_s, short_id
+from llmtui.rows import Line, Look, is_measured, prefill_left_s, short_id
 from llmtui.screens.flow import cells, flow, labelled, told
 from llmtui.state import RUNNING, client_of
 
@@ -122,7 +122,7 @@ def steps_of(story: p.Story, now: float, look: Look) -> list[Step]:
         return [*steps, _end(request, request.ended_at)]
     last = steps[-1]
     steps[-1] = Step(last.at, last.word, last.chunks, last.lasts, NOW, last.style)
-    if request.eta_at is not None:
+    if request.eta_at is not None and is_measured(request, now):
         steps.append(_expected(request, request.eta_at, now))
     return steps
 
@@ -168,7 +168,7 @@ def _decode(request: p.Request, now: float, look: Look) -> Step:
         rate = request.completion_tokens / passed
     if request.state == "decode" and request.progress:
         chunks.append(_bar(request.progress, "ok", look))
-    if rate is not None:
+    if rate is not None and is_measured(request, now):
         chunks.append([(f"{rate:.1f} t/s", "")])
     if request.silent_since_at is not None and request.state in RUNNING:
         silent = f"no token for {span(now - request.silent_since_at)}"

@@ -250,3 +250,28 @@ def test_plain_drawing_is_ascii():
     lines.append(request_row(asked, state, request_columns(117, look), NOW, look))
     lines.append(worker_row(state.workers["m"], state, worker_columns(117, look), NOW, look))
     assert all(text_of(line).isascii() for line in lines)
+
+
+def cell(name, asked, now=NOW):
+    columns = [column for column in request_columns(117, Look()) if column.name == name]
+    return text_of(request_row(asked, State(), columns, now, Look())).strip()
+
+
+def test_a_stream_of_a_moment_tells_no_rate_and_no_end():
+    young = request(
+        "r", first_token_at=NOW - 1, completion_tokens=355, tokens_per_s=22.0, eta_at=NOW + 97
+    )
+    assert (cell("speed", young), cell("eta", young)) == ("-", "-")
+    assert (cell("speed", young, NOW + 1), cell("eta", young, NOW + 1)) == ("22.0", "~96s")
+    few = request(
+        "r", first_token_at=NOW - 9, completion_tokens=2, tokens_per_s=0.2, eta_at=NOW + 900
+    )
+    assert (cell("speed", few), cell("eta", few)) == ("-", "-")
+    asked = request("r", "queued", eta_at=NOW + 9)
+    assert cell("eta", asked) == "~9s"
+
+
+def test_while_a_prompt_is_read_the_first_token_is_what_is_expected():
+    asked = request("r", "prefill", granted_at=NOW - 7, progress=0.7, prompt_tokens=1000)
+    assert (cell("eta", asked), cell("why", asked)) == ("~3s", "prefill 70%")
+    assert cell("eta", request("r", "prefill", granted_at=NOW)) == "-"
