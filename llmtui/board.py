@@ -12,11 +12,10 @@ from textual.app import ComposeResult
 from textual.screen import Screen
 from textual.timer import Timer
 
-from llmd.admin.framing import clean
 from llmtui.app import on_signals
 from llmtui.bindings import footer_line, of_board
 from llmtui.columns import heading, request_columns, worker_columns
-from llmtui.form import clock
+from llmtui.form import clock, fit
 from llmtui.happenings import Happening, happenings
 from llmtui.header import Bar, header
 from llmtui.link import Link, Source
@@ -38,6 +37,7 @@ from llmtui.state import (
     hold,
     is_faulty_worker,
     newest_running,
+    shown_at,
     ticked,
 )
 from llmtui.view import View, first_rate, without_rows
@@ -50,6 +50,7 @@ from llmtui.wire import LeanApp
 
 SETTLE_S = 3.0  # rows are put in order again this long after the last key
 _SAID_S = 6.0
+_KEYS_CELLS = 16  # what is left of the line at the bottom for help and quit
 _ROOMY = 30  # rows from which on the daemon's last word has a line of its own
 
 
@@ -102,6 +103,7 @@ class Board(LeanApp):
         self._jumped: dict[str, float] = {}
         self._widths: Widths | None = None
         self._said = ("", "", 0.0)
+        self._said_lost = False  # it tells of a failure, while there is no link
         self._meter = meter or Meter()
         self._own = Own()
         for theme in THEMES.values():
@@ -182,6 +184,8 @@ class Board(LeanApp):
 
     def _changed(self) -> None:
         self._dirty = True
+        if self._said_lost and self.link.state.link == "live":
+            self._said, self._said_lost = ("", "", 0.0), False
         if self.link.state.link != self.shown.link and not self.paused:
             self.call_later(self._paint)  # found, or lost: nobody should wait to see it
 
@@ -197,13 +201,13 @@ class Board(LeanApp):
         self._drawn_second, self._dirty = int(now), False
         self.link.state = ticked(self.link.state, now, HELD_S if self.still else GONE_S)
         if not self.paused:
-            self.shown, self.now = self.link.state, now
+            self.shown, self.now = self.link.state, shown_at(self.link.state, now)
         self.draw()
 
     def redraw(self) -> None:
         """Draw at once what a key has changed."""
         if not self.paused:
-            self.now = self.clock()
+            self.now = shown_at(self.shown, self.clock())
         self.draw()
 
     def draw(self) -> None:
@@ -249,8 +253,11 @@ class Board(LeanApp):
         requests.marked &= set(state.requests)
         marks = [f"marked {len(requests.marked)}"] if requests.marked else []
         follows = ["follows"] if self.following else []
-        self._title(workers, "1 Workers", f"{up} up of {len(state.workers)}", [])
-        self._title(requests, "2 Requests", f"{running} running, {waiting} queued", follows + marks)
+        known = state.daemon is not None
+        models = f"{up} up of {len(state.workers)}" if known else ""
+        asked = f"{running} running, {waiting} queued" if known else ""
+        self._title(workers, "1 Workers", models, [])
+        self._title(requests, "2 Requests", asked, follows + marks)
         self._title(events, "3 Events", "", [])
 
     @on(Table.Fitted)
@@ -321,25 +328,37 @@ class Board(LeanApp):
     def _notice(self, width: int) -> list[Line]:
         text, style, until = self._said
         if self.clock() < until:
-            return [[(f" {clean(text)}", style)]]
+            return [[(self._cut(f" {text}", width), style)]]
         if self.shown.link == "stale":
-            return [[(f" {clean(self.shown.trouble)}", "bad")]]
+            return [[(self._cut(f" {self.shown.trouble}", width), "bad")]]
         last = happenings(self.shown.log[-1:], self.shown.wrong[-1:])[-1:]
         if not last or self.board("events").display:
             return [[]]
         style = "dim" if last[0].level == "info" else "warn"
-        return [[(f" {clock(last[0].at)} ", "dim"), (clean(last[0].text)[:width], style)]]
+        at = f" {clock(last[0].at)} "
+        return [[(at, "dim"), (self._cut(last[0].text, width - len(at)), style)]]
+
+    def _cut(self, text: str, width: int) -> str:
+        """Return text that ends with an ellipsis where there is no room for all of it."""
+        return fit(text, max(1, width - 1), ascii_only=self.look.ascii_only).rstrip()
 
     def board_keys(self, width: int) -> list[Line]:
-        """Return the line at the bottom: the keys, or for a while what was said."""
+        """Return the line at the bottom: the keys, or what was said or is wrong, if only there."""
         text, style, until = self._said
-        if self.clock() < until and self.size.height < _ROOMY:
-            return [[(f" {clean(text)}", style)]]
+        if self.size.height >= _ROOMY:
+            pass
+        elif self.clock() < until:
+            return [[(self._cut(f" {text}", width), style)]]
+        elif self.shown.link == "stale":
+            trouble = self._cut(f" {self.shown.trouble}", width - _KEYS_CELLS)
+            keys = footer_line(self.keymap, width - len(trouble) - 1, can_write=False)
+            return [[(trouble, "bad"), (" ", ""), *keys]]
         return [footer_line(self.keymap, width, can_write=self.can_write)]
 
     def say(self, text: str, style: str = "") -> None:
         """Show a line for some seconds."""
         self._said = (text, style, self.clock() + _SAID_S)
+        self._said_lost = style in ("warn", "bad") and self.link.state.link != "live"
         self.redraw()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:

@@ -39,7 +39,7 @@ def header(state: State, width: int, now: float, look: Look, tells: Bar) -> list
         lines += [_rates(state, look, width), _box(state, look, tells, width)]
     else:
         lines.append(_short(state, look, width))
-    if state.link == "stale":  # old figures look old; what says so does not
+    if state.link in ("stale", "absent"):  # old figures look old; what says so does not
         lines = [[(t, s if s in ("head", "bad") else "dim") for t, s in line] for line in lines]
     return [_cut(line, width, look) for line in lines]
 
@@ -52,10 +52,12 @@ def link(state: State, now: float, look: Look) -> Part:
         return f"{dot} LIVE{ms}", "ok"
     if state.link == "connecting":
         return f"{ring} CONNECTING", "warn"
-    ago = span(now - (state.heard_at or state.lost_at or now))
+    word = "NOT CONNECTED"
+    if state.link == "stale":
+        word = f"STALE {span(now - (state.heard_at or state.lost_at or now))}"
     if state.retry_at is None:
-        return f"{ring} STALE {ago}, retrying", "bad"
-    return f"{ring} STALE {ago}, retry in {max(1, ceil(state.retry_at - now))}s", "bad"
+        return f"{ring} {word}, retrying", "bad"
+    return f"{ring} {word}, retry in {max(1, ceil(state.retry_at - now))}s", "bad"
 
 
 def _first(state: State, width: int, now: float, look: Look, tells: Bar) -> Line:
@@ -64,20 +66,21 @@ def _first(state: State, width: int, now: float, look: Look, tells: Bar) -> Line
     gap = ("  " if not roomy else " | " if look.ascii_only else " │ ", "dim")
     left = _who(state, look, tells, gap, roomy=roomy)
     right: Line = []
-    clock = time.strftime("%H:%M:%S", time.localtime(now))
+    clock = time.strftime("%H:%M:%S", time.localtime(now if tells.paused else tells.at))
     rate = f"{tells.rate:g}Hz" if tells.rate else ""
     up = f"up {span(now - state.daemon.started_at)}" if state.daemon else ""
     room = width - _cells(left) - 1
-    load = _load(state, now, roomy=roomy, least=width < 76)
+    load = _load(state, now, roomy=roomy, least=width < 76) if state.daemon else []
     while len(load) > 1 and _cells(load) > room - len(gap[0]):
         load.pop()
-    room -= _cells(load) + len(gap[0])
+    middle: Line = [gap, *load] if load else []
+    room -= _cells(middle)
     for text in (clock, rate, up) if roomy else (clock,):
         if text and room >= len(text) + len(gap[0]):
             right = [(text, "dim"), *([gap] if right else []), *right]
             room -= len(text) + len(gap[0])
-    used = _cells(left) + len(gap[0]) + _cells(load) + _cells(right) + 1
-    return [*left, gap, *load, (" " * max(1, width - used), ""), *right]
+    used = _cells(left) + _cells(middle) + _cells(right) + 1
+    return [*left, *middle, (" " * max(1, width - used), ""), *right]
 
 
 def _cells(line: Line) -> int:
@@ -90,7 +93,7 @@ def _who(state: State, look: Look, tells: Bar, gap: Part, *, roomy: bool) -> Lin
     host = f" @{daemon.host}" if daemon else ""
     write = ("RW", "") if tells.can_write else ("RO", "warn")
     parts: Line = [(name + host, "head"), gap, link(state, tells.at, look)]
-    if tells.rate:  # a printed snapshot allows nothing, and costs nothing
+    if tells.rate and daemon:  # a printed snapshot allows nothing, and costs nothing
         parts += [gap, write]
     if daemon and daemon.state != "ok":
         parts += [gap, (daemon.state.upper(), "warn")]

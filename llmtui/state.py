@@ -29,8 +29,9 @@ class State:
     """What was last heard, and when.
 
     Attributes:
-        link: `connecting`, `live` or `stale`.
-        lost_at, retry_at: Of a stale link: since when, and when it is tried again; None = now.
+        link: `connecting`, `live`, `stale` (what is known is old) or `absent` (nothing is known).
+        lost_at, retry_at: Of a link that is neither connecting nor live: since when, and when it is
+            tried again; None = now.
         trouble: Why the link is not live.
         access: "write" or "read".
         latency_s: Of the last greeting, which is repeated all the time.
@@ -77,12 +78,21 @@ def greeted(state: State, welcome: p.Welcome, latency_s: float) -> State:
 def lost(state: State, now: float, retry_at: float, trouble: str) -> State:
     """Return the state once the link broke: the last data stay, and are known to be old."""
     since = state.lost_at if state.lost_at is not None else now
-    return replace(state, link="stale", lost_at=since, retry_at=retry_at, trouble=trouble)
+    link = "stale" if state.daemon else "absent"
+    return replace(state, link=link, lost_at=since, retry_at=retry_at, trouble=trouble)
 
 
 def retrying(state: State) -> State:
     """Return the state while a lost link is tried again."""
     return replace(state, retry_at=None)
+
+
+def shown_at(state: State, now: float) -> float:
+    """Return the moment that ages and expected times are to be told for.
+
+    Of what is not heard of any more nobody knows whether it goes on: it stands still.
+    """
+    return min(now, state.heard_at) if state.link == "stale" else now
 
 
 def held(shown: State, link: State) -> State:

@@ -113,10 +113,12 @@ def next_rate(rate: float, step: int) -> float:
 
 def without_rows(name: str, state: State) -> str:
     """Return what a table says when it has no rows."""
-    if name == "events":
-        return "nothing has happened"
+    if state.link == "absent":
+        return "not connected" if name == "workers" else state.trouble
     if state.link != "live":
         return "not connected" if name == "workers" else ""
+    if name == "events":
+        return "nothing has happened"
     if name == "workers":
         return "no model matches" if state.workers else "there are no models"
     return "no request matches" if state.requests else "nobody asks for anything"

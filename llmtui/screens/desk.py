@@ -12,6 +12,8 @@ from llmtui.link import Source
 from llmtui.rows import Look
 from llmtui.state import State
 
+NOT_CONNECTED = "not connected"
+
 
 def _silent(text: str, style: str) -> None:
     """Say nothing."""
@@ -55,4 +57,8 @@ class Desk:
             return ""
         if self.read_only:
             return "read-only: started with --read-only"
-        return "read-only: this socket lets you look" if self.live else "not connected"
+        return "read-only: this socket lets you look" if self.live else NOT_CONNECTED
+
+    def holds(self, said: str) -> str:
+        """Return what a key was answered, as long as it is true: a link comes back by itself."""
+        return "" if said == NOT_CONNECTED and self.live else said

@@ -24,6 +24,7 @@ from llmtui.screens.loglines import level_of
 from llmtui.screens.logs import Logs
 from llmtui.screens.story import clock, head_lines, steps_of, sum_lines, way_lines
 from llmtui.screens.window import Hint, Window
+from llmtui.state import shown_at
 
 _ASK_S = 1.0
 
@@ -120,12 +121,10 @@ class RequestDetail(Window[None]):
 
     def lines(self, width: int) -> list[Line]:
         """Return the whole of it."""
-        row, now = self.row, self.desk.now()
+        row, now = self.row, shown_at(self.desk.state(), self.desk.now())
         if row is None or self._story is None:
             return told(self._trouble or "asking the daemon ...", width, style="dim")
         story = replace(self._story, request=row)
-        if not self.desk.live:
-            now = min(now, self.desk.state().heard_at)
         lines = head_lines(row, width, body=self._body)
         lines += [[], *way_lines(steps_of(story, now, self.look), now, width), []]
         lines += sum_lines(story, now, width)
@@ -155,7 +154,7 @@ class RequestDetail(Window[None]):
 
     def aside(self) -> str:
         """Return what was done last."""
-        return self._said
+        return self.desk.holds(self._said)
 
     # --- keys -------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from llmtui.screens.story import short
 from llmtui.screens.switch import Switch
 from llmtui.screens.unload import Unload
 from llmtui.screens.window import Hint, Window
-from llmtui.state import RUNNING, client_of
+from llmtui.state import RUNNING, client_of, shown_at
 
 _STYLE = {
     "ready": "ok", "loading": "accent", "starting": "accent", "draining": "warn",
@@ -192,7 +192,7 @@ class WorkerDetail(Window[None]):
             for request in state.requests.values()
             if request.model == self._model and request.state in RUNNING
         ]
-        now = self.desk.now() if self.desk.live else min(self.desk.now(), state.heard_at)
+        now = shown_at(state, self.desk.now())
         lines = worker_lines(row, runs, now, width, self.look)
         return [*lines, [], *command_lines(self._command, width)]
 
@@ -214,7 +214,7 @@ class WorkerDetail(Window[None]):
 
     def aside(self) -> str:
         """Return what was done last."""
-        return self._said
+        return self.desk.holds(self._said)
 
     def action_copy(self, whole: bool) -> None:
         """Copy the name, or the `llmctl` line."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import wrap
 
 from rich.style import Style
 from textual import events
@@ -12,6 +13,7 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
+from llmd.admin.framing import clean
 from llmtui.rows import Line
 from llmtui.widgets.paint import strip
 from llmtui.widgets.sparing import Sparing
@@ -148,12 +150,13 @@ class Table(Sparing, ScrollView, can_focus=True):
         """Return one line of what is visible."""
         width = self.size.width
         ground = self.ground
-        room = max(0, width - 3)  # the cursor, a space, and one at the end
+        room = max(1, width - 3)  # the cursor, a space, and one at the end
         if y == 0:
             return strip([("  " + self._title(room), "dim")], width, self.colours, ground)
         row = y - 1 + self.scroll_offset.y
         if row >= len(self.keys):
-            text = f"  {self.empty}" if row == 0 and self.empty else ""
+            lines = wrap(clean(self.empty), room) if self.empty and not self.keys else []
+            text = f"  {lines[row]}" if row < len(lines) else ""
             return strip([(text, "dim")], width, self.colours, ground)
         key = self.keys[row]
         cursor = key == self.cursor_key and self.has_focus

@@ -8,6 +8,7 @@ import time
 import pytest
 from msgspec.structs import replace
 from textual import events
+from tui_box import Box
 
 from llmd.admin import protocol as p
 from llmd.admin.calls import Unreachable
@@ -454,14 +455,109 @@ def test_actions_are_off_where_only_reading_is_allowed(more, why):
     play(steps, **more)
 
 
-def test_a_lost_daemon_shows_as_stale_and_the_screen_stays():
+@pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 20), (40, 12)])
+def test_a_daemon_that_was_never_there_is_missed_with_the_reason(size):
     async def steps(app, pilot):
-        await until(pilot, lambda: "STALE" in drawn(app))
+        await until(pilot, lambda: "NOT CONNECTED" in drawn(app))
         assert "no llmd is running" in drawn(app)
+        assert "STALE" not in drawn(app)
+        await pilot.press("x")
+        await until(pilot, lambda: drawn(app).count("not connected") == 2)
+
+    play(steps, Gone, size=size)
+
+
+class Comes(Box):
+    """Hangs up when told to, and is away until told to come back."""
+
+    def __init__(self):
+        super().__init__()
+        self.goes, self.back = asyncio.Event(), asyncio.Event()
+
+    async def connect(self):
+        if self.goes.is_set():
+            await self.back.wait()
+
+    async def subscribe(self, *topics):
+        async for message in super().subscribe():
+            yield message
+            if not self.back.is_set():
+                await self.goes.wait()
+                raise Unreachable("the daemon hung up, for a reason that takes a whole line to say")
+
+
+def rows(app):
+    return [line for line in drawn(app).split("\n") if "DECODE" in line or "QUEUED" in line]
+
+
+@pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 20)])
+def test_what_is_stale_stands_still_and_says_why(size):
+    box = Comes()
+    clock = [box.now]
+
+    async def steps(app, pilot):
+        await until(pilot, lambda: "LIVE" in drawn(app))
+        before = rows(app)
+        assert before
+        box.goes.set()
+        await until(pilot, lambda: "STALE" in drawn(app))
+        for _ in range(3):
+            clock[0] += 20
+            app.redraw()
+            await until(pilot, lambda: f"STALE {clock[0] - box.now:.0f}s" in drawn(app))
+        assert rows(app) == before
+        assert "the daemon hung up" in drawn(app)
+        assert "quit" in drawn(app)
+
+    play(steps, lambda: box, size=size, clock=lambda: clock[0])
+
+
+@pytest.mark.parametrize("size", [(120, 36), (80, 24)])
+def test_not_connected_is_said_no_longer_once_it_is(size):
+    box = Comes()
+
+    async def steps(app, pilot):
+        await until(pilot, lambda: "LIVE" in drawn(app))
+        box.goes.set()
+        await until(pilot, lambda: "STALE" in drawn(app))
         await pilot.press("x")
         await until(pilot, lambda: "not connected" in drawn(app))
+        box.back.set()
+        await until(pilot, lambda: "LIVE" in drawn(app))
+        assert "not connected" not in drawn(app)
+        app.say("only a hint", "warn")
+        box.move()
+        await pilot.pause()
+        assert "only a hint" in drawn(app)
 
-    play(steps, Gone)
+    play(steps, lambda: box, size=size)
+
+
+@pytest.mark.parametrize("size", [(120, 36), (60, 20)])
+def test_a_line_at_the_bottom_that_is_cut_says_so(size):
+    async def steps(app, pilot):
+        app.say("so many words " * 20)
+        lines = [line for line in drawn(app).split("\n") if "so many words" in line]
+        assert len(lines) == 1
+        assert lines[0].rstrip().endswith("…")
+
+    play(steps, size=size)
+
+
+def test_an_event_that_is_cut_says_so():
+    class Talks(Demo):
+        async def subscribe(self, *topics):
+            async for message in super().subscribe():
+                notice = p.Notice(seq=99, at=message.at, level="info", text="it went on " * 20)
+                yield replace(message, log=(notice,))
+                await asyncio.Event().wait()
+
+    async def steps(app, pilot):
+        await until(pilot, lambda: "it went on" in drawn(app))
+        (line,) = [line for line in drawn(app).split("\n") if "it went on" in line]
+        assert line.rstrip().endswith("…")
+
+    play(steps, Talks)
 
 
 def test_hostile_text_is_shown_as_text():

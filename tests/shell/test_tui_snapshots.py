@@ -56,6 +56,21 @@ class Lost(Demo):
         raise Unreachable("the daemon hung up")
 
 
+class Absent(Demo):
+    """Was never there."""
+
+    tried = False
+
+    async def connect(self):
+        if self.tried:
+            await asyncio.Event().wait()
+        self.tried = True
+        raise Unreachable(
+            "no llmd is running; tried /run/llmd/admin.sock (not there); start one (llmd serve), "
+            "or name its socket with --socket or $LLMD_SOCKET"
+        )
+
+
 class Empty(Demo):
     """Knows no model, and nobody comes."""
 
@@ -134,7 +149,10 @@ SWITCH = Case(
 CASES = (
     LIVE,
     SWITCH,
-    Case("stale", ("STALE 12s", "READY", "21c04a"), ("hung up",), Lost, live=False),
+    Case("stale", ("STALE 12s", "READY", "21c04a", "the daemon hung up", "quit"), ("12:41:19",),
+         Lost, live=False),
+    Case("absent", ("NOT CONNECTED", "not connected", "no llmd is running", "/run/llmd",
+                    "$LLMD_SOCKET", "help"), (), Absent, live=False, lacks="run 0"),
     Case("empty", ("LIVE", "0 running, 0 queued", "nobody asks", "there are no models"), (), Empty),
     Case("thousand", ("1 Workers", "6 running, 994 queued", "below"), (), Crowd),
     Case("thousand-end", ("6 running, 994 queued", "▌"), (), Crowd, ("G",), lacks="below"),
@@ -168,6 +186,7 @@ def one_zone(monkeypatch):
     monkeypatch.setenv("TZ", "UTC")
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    monkeypatch.setattr("llmtui.link._FIRST_RETRY_S", 9.0)  # longer than a picture takes
     time.tzset()
     yield
     monkeypatch.undo()

@@ -19,9 +19,10 @@ from llmtui.state import (
     matches,
     newest_running,
     request_order,
+    shown_at,
     ticked,
 )
-from llmtui.view import RATES, SORTS, first_rate, next_rate
+from llmtui.view import RATES, SORTS, first_rate, next_rate, without_rows
 
 NOW = 1000.0
 DAEMON = p.Daemon(
@@ -118,6 +119,25 @@ def test_a_lost_link_keeps_the_data_and_when_it_was_lost():
     assert state.link == "stale"
     assert (state.lost_at, state.retry_at, state.trouble) == (NOW + 1, NOW + 7, "y")
     assert list(state.requests) == ["a"]
+
+
+def test_without_any_data_nothing_is_stale():
+    state = lost(State(), NOW, NOW + 2, "no llmd is running; start one")
+    assert (state.link, state.retry_at) == ("absent", NOW + 2)
+    for width in (60, 80, 120):
+        text = text_of(header(state, width, NOW, Look(), Bar(at=NOW, rate=2.0))[0])
+        assert "NOT CONNECTED, retry in 2s" in text
+        assert not {"STALE", "run 0/0", "RO"} & set(text.split("  "))
+    assert without_rows("workers", state) == "not connected"
+    assert without_rows("requests", state) == without_rows("events", state) == state.trouble
+    assert heard(state, snapshot(), NOW).link == "live"
+
+
+def test_of_stale_data_the_time_stands_still():
+    state = live()
+    assert shown_at(state, NOW + 9) == NOW + 9
+    assert shown_at(lost(state, NOW + 5, NOW + 6, "x"), NOW + 9) == NOW
+    assert shown_at(lost(State(), NOW + 5, NOW + 6, "x"), NOW + 9) == NOW + 9
 
 
 def test_each_second_adds_one_rate_to_the_history_while_live():
