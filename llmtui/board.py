@@ -110,6 +110,17 @@ class Board(LeanApp):
             self.register_theme(theme)
         self._colours = colours
         self.palette: Mapping[str, Style] = {}
+        # to look them up by their names takes a while, and it is done each second
+        self._tables = {
+            "workers": Table(self._worker, self._worker_title, id="workers"),
+            "requests": Table(self._request, self._request_title, id="requests"),
+            "events": Table(self._event, lambda _width: "AT        WHAT", id="events"),
+        }
+        self._lines = [
+            Lines(self._header, id="header"),
+            Lines(self._notice, id="notice"),
+            Lines(self.board_keys, id="footer"),
+        ]
 
     # --- layout -----------------------------------------------------------------------------
 
@@ -119,12 +130,11 @@ class Board(LeanApp):
 
     def compose(self) -> ComposeResult:
         """Lay the screen out."""
-        yield Lines(self._header, id="header")
-        yield Table(self._worker, self._worker_title, id="workers")
-        yield Table(self._request, self._request_title, id="requests")
-        yield Table(self._event, lambda _width: "AT        WHAT", id="events")
-        yield Lines(self._notice, id="notice")
-        yield Lines(self.board_keys, id="footer")
+        header, notice, footer = self._lines
+        yield header
+        yield from self._tables.values()
+        yield notice
+        yield footer
         yield PromptLine("/", Prompt(id="filter", done=self.filtered))
         yield PromptLine(":", Prompt(id="command", done=self.commanded, more=self.more_words))
 
@@ -133,10 +143,10 @@ class Board(LeanApp):
         theme = THEMES[self._colours]
         self.theme = theme.name
         self.palette = palette(theme)
-        for table in self.query(Table):
+        for table in self._tables.values():
             table.colours = self.palette
             table.cursor_mark = ">" if self.look.ascii_only else "▌"
-        for lines in self.query(Lines):
+        for lines in self._lines:
             lines.colours = self.palette
         if self.look.ascii_only:
             self.add_class("plain")
@@ -163,12 +173,13 @@ class Board(LeanApp):
     def _fit(self) -> None:
         """Give each part its rows: the events take the requests' place where there are few."""
         width, height = self.size
-        self.main.query_one("#header").set_class(width < 100, "short")
-        self.main.query_one("#notice").display = height >= _ROOMY
+        header, notice, _ = self._lines
+        workers, requests, events = self._tables.values()
+        header.set_class(width < 100, "short")
+        notice.display = height >= _ROOMY
         rows = max(1, len(self.view.worker_keys(self.shown)))
-        self.main.query_one("#workers").styles.height = min(rows + 3, max(4, (height - 4) // 2))
-        events = self.main.query_one("#events")
-        self.main.query_one("#requests").display = height >= _ROOMY or not events.display
+        workers.styles.height = min(rows + 3, max(4, (height - 4) // 2))
+        requests.display = height >= _ROOMY or not events.display
         events.styles.height = 12 if height >= _ROOMY else "1fr"
 
     def filtered(self, words: str | None) -> None:
@@ -191,7 +202,7 @@ class Board(LeanApp):
 
     def _paint(self) -> None:
         """Draw what has changed, and once a second what grows older."""
-        if not self.screen_stack or not self.main.query("#header"):
+        if not self.screen_stack or not self._lines[0].is_attached:
             return  # the screen is being taken down, and the timer was due once more
         now = self.clock()
         if int(now) == self._drawn_second and not self._dirty:
@@ -229,7 +240,7 @@ class Board(LeanApp):
         if self.following:
             self.board("requests").go(newest_running(self.shown, self.board("requests").keys))
         self.titles()
-        for lines in self.main.query(Lines):
+        for lines in self._lines:
             lines.update()
 
     @property
@@ -376,7 +387,7 @@ class Board(LeanApp):
 
     def board(self, name: str) -> Table:
         """Return a table by its name."""
-        return self.main.query_one(f"#{name}", Table)
+        return self._tables[name]
 
     @property
     def table(self) -> Table:

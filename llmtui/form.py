@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from rich.cells import cell_len, set_cell_size
 
@@ -33,6 +34,7 @@ class Look:
     wide: bool = False
 
 
+@lru_cache(maxsize=2048)
 def fit(text: str, width: int, *, right: bool = False, ascii_only: bool = False) -> str:
     """Return harmless text of exactly `width` cells: padded, or cut with an ellipsis."""
     text = clean(text)

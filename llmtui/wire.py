@@ -7,10 +7,12 @@ what is sent. Here each update is compared with what was sent before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import repeat, zip_longest
 from typing import ClassVar
 
+from rich.cells import cell_len
 from rich.color import ColorSystem
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.segment import Segment
@@ -23,8 +25,8 @@ from textual.scrollbar import ScrollBar, ScrollBarRender
 from textual.strip import Strip
 
 from llmtui.terminal import Terminal
-from llmtui.widgets.sparing import differences
 
+_APART = 8  # cells; to go to a place and set its colour costs about as much as to draw these
 _ATTRIBUTES = (
     ("bold", "1"), ("dim", "2"), ("italic", "3"), ("underline", "4"), ("reverse", "7"),
     ("strike", "9"),
@@ -73,11 +75,14 @@ class LeanApp(App[int]):
         super()._display(screen, renderable)
 
 
+Cell = tuple[str, "Style | None"]
+
+
 class Glass:
     """What the terminal shows, line by line, as far as it is known."""
 
     def __init__(self) -> None:
-        self._lines: dict[int, Strip] = {}
+        self._lines: dict[int, list[Cell]] = {}
 
     def forget(self) -> None:
         """Know nothing: what is drawn next is sent whole."""
@@ -85,17 +90,42 @@ class Glass:
 
     def take(self, x: int, y: int, strip: Strip) -> list[tuple[int, int]]:
         """Note what is drawn from a cell on; return the spans of it that must be sent."""
-        line, end = self._lines.get(y), x + strip.cell_length
-        if line is None or line.cell_length < end:
+        line, new = self._lines.get(y), cells(strip)
+        end = x + len(new)
+        if line is None or len(line) < end:
             if x == 0:
-                self._lines[y] = strip
-            return [(0, strip.cell_length)]
-        before = line.crop(x, end)
-        if before == strip:
-            return []
-        parts = [line.crop(0, x), strip, line.crop(end, line.cell_length)]
-        self._lines[y] = Strip.join(parts).simplify()
-        return differences(before, strip)
+                self._lines[y] = new
+            return [(0, len(new))]
+        before = line[x:end]
+        line[x:end] = new
+        return differences(before, new)
+
+
+def cells(strip: Strip) -> list[Cell]:
+    """Return a strip's cells; one that a wide letter has taken from the one before it is empty."""
+    made: list[Cell] = []
+    for text, style, _ in strip:
+        if text.isascii() or cell_len(text) == len(text):
+            made.extend(zip(text, repeat(style)))
+            continue
+        for char in text:
+            made.append((char, style))
+            made.extend(("", style) for _ in range(cell_len(char) - 1))
+    return made
+
+
+def differences(old: Sequence[Cell], new: Sequence[Cell]) -> list[tuple[int, int]]:
+    """Return the spans of cells in which two lines differ, those close together as one."""
+    if old == new:
+        return []
+    spans: list[tuple[int, int]] = []
+    changed = [x for x, (a, b) in enumerate(zip_longest(old, new)) if a is not b and a != b]
+    for x in changed:
+        if spans and x - spans[-1][1] < _APART:
+            spans[-1] = (spans[-1][0], x + 1)
+        else:
+            spans.append((x, x + 1))
+    return spans
 
 
 class Narrow(CompositorUpdate):

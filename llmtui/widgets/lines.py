@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-from rich.style import Style
-from textual.strip import Strip
+from collections.abc import Callable
 
 from llmtui.rows import Line
-from llmtui.widgets.paint import strip
-from llmtui.widgets.sparing import Sparing
+from llmtui.widgets.sparing import Drawn, Sparing
 
 
 class Lines(Sparing):
@@ -23,7 +19,6 @@ class Lines(Sparing):
         super().__init__(id=id)
         self._make = make
         self._made: list[Line] = []
-        self.colours: Mapping[str, Style] = {}
 
     def update(self) -> None:
         """Make the lines anew and draw them if they differ."""
@@ -37,7 +32,6 @@ class Lines(Sparing):
         self._made = []
         self.update()
 
-    def draw_line(self, y: int) -> Strip:
+    def drawn(self, y: int, width: int) -> Drawn:
         """Return one line."""
-        line = self._made[y] if y < len(self._made) else []
-        return strip(line, self.size.width, self.colours, self.ground)
+        return self._made[y] if y < len(self._made) else [], False, False

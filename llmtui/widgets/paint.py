@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 
+from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
@@ -64,6 +66,7 @@ ANSI = Theme(
         "edge": "ansi_bright_black",
     },
 )
+_NOTHING = Style.null()
 THEMES = {"dark": DARK, "light": LIGHT, "ansi": ANSI}
 
 _ANSI = {
@@ -111,20 +114,30 @@ def strip(
     faded: bool = False,
 ) -> Strip:
     """Return a line as a strip of `width` cells; of a `.bar` the rest is dim."""
-    over = colours["cursor"] if cursor else Style.null()
+    over = colours["cursor"] if cursor else _NOTHING
     joined: list[tuple[str, str]] = []
     for text, name in parted(line):
         if joined and joined[-1][1] == name:
             joined[-1] = (joined[-1][0] + text, name)
         else:
             joined.append((text, name))
-    segments = []
+    segments, cells = [], 0
     for text, name in joined:
-        look = colours.get("dim" if faded else name, Style.null())
-        if over.reverse:  # of many colours it would make many grounds
-            look = Style(bold=look.bold)
-        segments.append(Segment(text, ground + look + over))
-    return Strip(segments).adjust_cell_length(width, ground + over)
+        look = colours.get("dim" if faded else name, _NOTHING)
+        segments.append(Segment(text, _mixed(ground, look, over)))
+        cells += len(text) if text.isascii() else cell_len(text)
+    if cells < width:
+        segments.append(Segment(" " * (width - cells), _mixed(ground, _NOTHING, over)))
+    made = Strip(segments, max(cells, width))  # it would count its cells once more
+    return made.adjust_cell_length(width) if cells > width else made
+
+
+@lru_cache(maxsize=256)
+def _mixed(ground: Style, look: Style, over: Style) -> Style:
+    """Return a look on its ground; the few that there are take long to add."""
+    if over.reverse:  # of many colours it would make many grounds
+        look = Style(bold=look.bold)
+    return ground + look + over
 
 
 def parted(line: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:

@@ -1,35 +1,36 @@
-"""Widgets of lines that send the terminal only the cells that differ from what it shows.
+"""Widgets of lines that have textual draw only those that look otherwise than before.
 
-Over ssh every byte counts, and a row of twelve colours is half a kilobyte: where three numbers of
-it have changed, three numbers are drawn.
+To colour a line takes longer than to make it, and to have textual draw it longer still. Which cells
+of it are then sent to the terminal is seen to in `wire.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import zip_longest
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rich.cells import cell_len
 from rich.style import Style
 from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
+from llmtui.rows import Line
+from llmtui.widgets.paint import strip
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_APART = 8  # cells; to go to a place and set its colour costs about as much as to draw these
-
-Cell = tuple[str, "Style | None"]
+Drawn = tuple[Line, bool, bool]
+"""A line, whether the cursor is on it, and whether it is faded."""
 
 
 class Sparing(Widget):
-    """A widget whose lines are made by `draw_line`; to be mixed in before its other base."""
+    """A widget whose lines are made by `drawn`; to be mixed in before its other base."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
-        self._on_screen: dict[int, Strip] = {}  # before the base, which already asks to be drawn
+        self._on_screen: dict[int, Drawn] = {}  # before the base, which already asks to be drawn
         self._ground: Style | None = None
+        self.colours: Mapping[str, Style] = {}
         super().__init__(id=id)
 
     @property
@@ -39,8 +40,8 @@ class Sparing(Widget):
             self._ground = self.rich_style
         return self._ground
 
-    def draw_line(self, y: int) -> Strip:
-        """Return one visible line."""
+    def drawn(self, y: int, width: int) -> Drawn:
+        """Return one visible line of `width` cells; to ask textual for that takes a while, too."""
         raise NotImplementedError
 
     def repaint(self) -> None:
@@ -49,12 +50,10 @@ class Sparing(Widget):
         width, height = self.size
         regions = []
         for y in range(height):
-            old, new = shown.get(y), self.draw_line(y)
-            if old is not None and old == new:
-                continue
-            shown[y] = new
-            spans = [(0, width)] if old is None else differences(old, new)
-            regions += [Region(start, y, end - start, 1) for start, end in spans]
+            new = self.drawn(y, width)
+            if shown.get(y) != new:
+                shown[y] = new
+                regions.append(Region(0, y, width, 1))
         if regions:
             super().refresh(*regions)
 
@@ -73,31 +72,8 @@ class Sparing(Widget):
 
     def render_line(self, y: int) -> Strip:
         """Return a line as it was compared, since only what differed reaches the terminal."""
+        width = self.size.width
         if y not in self._on_screen:
-            self._on_screen[y] = self.draw_line(y)
-        return self._on_screen[y]
-
-
-def differences(old: Strip, new: Strip) -> list[tuple[int, int]]:
-    """Return the spans of cells in which two lines differ, those close together as one."""
-    spans: list[tuple[int, int]] = []
-    for x, (before, after) in enumerate(zip_longest(_cells(old), _cells(new))):
-        if before == after:
-            continue
-        if spans and x - spans[-1][1] < _APART:
-            spans[-1] = (spans[-1][0], x + 1)
-        else:
-            spans.append((x, x + 1))
-    return spans
-
-
-def _cells(line: Strip) -> Iterator[Cell]:
-    for text, style, _ in line:
-        if text.isascii():
-            for char in text:
-                yield char, style
-            continue
-        for char in text:
-            yield char, style
-            for _ in range(cell_len(char) - 1):
-                yield "", style
+            self._on_screen[y] = self.drawn(y, width)
+        line, cursor, faded = self._on_screen[y]
+        return strip(line, width, self.colours, self.ground, cursor=cursor, faded=faded)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from textwrap import wrap
 
-from rich.style import Style
 from textual import events
 from textual.content import Content
 from textual.geometry import Region, Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
-from textual.strip import Strip
 
 from llmd.admin.framing import clean
 from llmtui.rows import Line
-from llmtui.widgets.paint import strip
-from llmtui.widgets.sparing import Sparing
+from llmtui.widgets.sparing import Drawn, Sparing
 
 
 class Table(Sparing, ScrollView, can_focus=True):
@@ -52,7 +49,6 @@ class Table(Sparing, ScrollView, can_focus=True):
         self.keys: list[str] = []
         self.cursor_key: str | None = None
         self.marked: set[str] = set()
-        self.colours: Mapping[str, Style] = {}
         self.faded = False
         self.loose = False  # the cursor stays on top, until somebody moves it
         self.empty = ""
@@ -146,18 +142,16 @@ class Table(Sparing, ScrollView, can_focus=True):
             if again and event.chain > 1:
                 self.post_message(self.Chosen(self, self.keys[row]))
 
-    def draw_line(self, y: int) -> Strip:
+    def drawn(self, y: int, width: int) -> Drawn:
         """Return one line of what is visible."""
-        width = self.size.width
-        ground = self.ground
         room = max(1, width - 3)  # the cursor, a space, and one at the end
         if y == 0:
-            return strip([("  " + self._title(room), "dim")], width, self.colours, ground)
+            return [("  " + self._title(room), "dim")], False, False
         row = y - 1 + self.scroll_offset.y
         if row >= len(self.keys):
             lines = wrap(clean(self.empty), room) if self.empty and not self.keys else []
             text = f"  {lines[row]}" if row < len(lines) else ""
-            return strip([(text, "dim")], width, self.colours, ground)
+            return [(text, "dim")], False, False
         key = self.keys[row]
         cursor = key == self.cursor_key and self.has_focus
         drawn = self._draw(key, room + 1)
@@ -167,4 +161,4 @@ class Table(Sparing, ScrollView, can_focus=True):
         elif cursor:
             head = [(self.cursor_mark, "accent")]
         line: Line = [*head, (" ", ""), *drawn]
-        return strip(line, width, self.colours, ground, cursor=cursor, faded=self.faded)
+        return line, cursor, self.faded

@@ -19,8 +19,7 @@ import llmtui
 from llmtui.demo import Demo
 from llmtui.picture import MOMENT, runs
 from llmtui.screen import LlmTui
-from llmtui.widgets.sparing import differences
-from llmtui.wire import Narrow, Pen
+from llmtui.wire import Narrow, Pen, cells, differences
 
 TOKEN = re.compile(r"\x1b\[([\d;]*)([A-Za-z])|([^\x1b\n]+)|\n")
 
@@ -183,6 +182,10 @@ def test_a_second_of_a_quiet_box_costs_little():
 
 
 def line(*parts):
+    return cells(strip_of(*parts))
+
+
+def strip_of(*parts):
     return Strip([Segment(text, Style.parse(style)) for text, style in parts])
 
 
@@ -203,8 +206,8 @@ def test_differences_are_spans_of_cells():
 def test_a_colour_is_sent_when_it_changes():
     pen = Pen(ColorSystem.TRUECOLOR)
     pen.move(3, 1)
-    pen.draw(line(("a", "#010203 on #040506"), ("b", "#010203 on #040506"), ("c", "#070809")))
-    pen.draw(line(("d", "bold #070809"), ("e", "#070809")))
+    pen.draw(strip_of(("a", "#010203 on #040506"), ("b", "#010203 on #040506"), ("c", "#070809")))
+    pen.draw(strip_of(("d", "bold #070809"), ("e", "#070809")))
     assert pen.written() == (
         "\x1b[2;4H\x1b[0;38;2;1;2;3;48;2;4;5;6mab\x1b[38;2;7;8;9;49mc"
         "\x1b[0;1;38;2;7;8;9md\x1b[0;38;2;7;8;9me\x1b[0m"
