@@ -17,6 +17,10 @@ from llmtui.play import GEMMA, LIMIT, Play
 R = TypeVar("R")
 
 
+_DRAIN_S = 8.0  # by then the play's requests are done, whatever longer time they were given
+_BY = "operator: {} user=root uid=0".format
+
+
 class Demo(Play):
     """Plays a daemon; see `llmtui.link.Source`."""
 
@@ -125,7 +129,7 @@ class Demo(Play):
             self.gone[name] = replace(
                 live[name], state="cancelled", ended_at=now, reason="by an operator"
             )
-        self.note(f"cancelled {' '.join(hit) or 'nothing'}")
+        self.note(f"{_BY('cancel')} hit={len(hit)}")
         return p.Cancelled(cancelled=hit)
 
     async def switch(
@@ -172,8 +176,10 @@ class Demo(Play):
             self.off.discard(model)
             self.loading[model] = now
             if goes:
-                self.unloaded(GEMMA)
-            self.note(f"switch to {model}")
+                self.loading[model] += min(_DRAIN_S, drain_s or _DRAIN_S)
+                self.drained(GEMMA, self.loading[model], model)
+            evicts = f" evict={GEMMA}" if goes else ""
+            self.note(f"{_BY('switch')} model={model}{evicts} generation={plan.generation}")
         return plan
 
     async def unload(
@@ -188,7 +194,7 @@ class Demo(Play):
         self._check(if_gen)
         self.generation += 1
         self.unloaded(model)
-        self.note(f"unloaded {model}")
+        self.note(f"{_BY('unload')} model={model}")
         return p.Acted(model=model, state="off")
 
     def _check(self, if_gen: int | None) -> None:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from dataclasses import replace as changed
 
 from msgspec.structs import replace
 
@@ -74,6 +75,7 @@ class Play:
         self.generation = 41
         self.gone: dict[str, p.Request] = {}
         self.loading: dict[str, float] = {LLAMA: self.began - 8}
+        self.leaving: dict[str, tuple[float, str]] = {}  # until when, and for which model
         self.off: set[str] = set()
         self.notices: list[p.Notice] = []
         for ago, text in (
@@ -94,16 +96,38 @@ class Play:
 
     def requests(self, now: float) -> dict[str, p.Request]:
         """Return the requests, ended ones as they ended."""
+        self._let_go(now)
         made = []
         for part in _CAST:
             away = part.model in self.off or part.model in self.loading
             made += [r for r in self._answered(part, now) if r.id in self.gone or not away]
         lines = dict.fromkeys((QWEN, LLAMA), 0)
         for part in _WAITING:
+            if part.model == LLAMA and self._loaded_at() <= now:
+                made += self._served(part, now)
+                continue
             queued = self._queued(part, lines[part.model] + 1, now)
             lines[part.model] += queued.id not in self.gone
             made.append(queued)
         return {request.id: self.gone.get(request.id, request) for request in made}
+
+    def _loaded_at(self) -> float:
+        """Return when the model that loads first will have: whoever waits for it runs then."""
+        return self.loading.get(LLAMA, math.inf) + _LOAD_S
+
+    def _served(self, part: _Part, now: float) -> list[p.Request]:
+        """Return a client's request that ran once its model was there, and what came after it."""
+        came_at, at = self._came_at(part), self._loaded_at() - 0.5
+        runs = changed(part, rate=31.0, age_s=self.began - at)
+        return [
+            replace(r, received_at=came_at, queued_at=came_at, wait_s=at + 0.5 - came_at)
+            if r.id == part.id
+            else r
+            for r in self._answered(runs, now)
+        ]
+
+    def _came_at(self, part: _Part) -> float:
+        return self.began - 14 + 2 * _WAITING.index(part)
 
     def _answered(self, part: _Part, now: float) -> list[p.Request]:
         """Return a client's request of now, and before it the one that it had."""
@@ -149,8 +173,7 @@ class Play:
         return replace(base, tokens_per_s=rate, eta_at=round(ends_at))
 
     def _queued(self, part: _Part, position: int, now: float) -> p.Request:
-        place = _WAITING.index(part)
-        at = self.began - 14 + 2 * place
+        place, at = _WAITING.index(part), self._came_at(part)
         rule, detail = "behind", f"{position - 1} ahead, 4/4 slots busy"
         if part.model == LLAMA:
             began = self.loading.get(LLAMA, now)
@@ -173,7 +196,7 @@ class Play:
     def workers(self, now: float) -> dict[str, p.Worker]:
         """Return the workers by model."""
         requests = [r for r in self.requests(now).values() if not r.ended]
-        made = {}
+        made: dict[str, p.Worker] = {}
         for name, gib, slots, load_s in (
             (QWEN, 24.1, 4, 14.0),
             (GEMMA, 19.8, 4, 11.0),
@@ -196,6 +219,8 @@ class Play:
             began = self.loading.get(name)
             if name in self.off:
                 worker = replace(worker, note="unloaded by an operator")
+            elif began is not None and now < began:
+                worker = replace(worker, wanted=True, note="starts when there is room")
             elif began is not None and now - began < load_s:
                 worker = replace(
                     worker, state="loading", since_at=began, memory_bytes=size,
@@ -210,6 +235,12 @@ class Play:
                     first_token_p95_s=0.6 + gib / 16,
                     kv_used=min(0.9, 0.2 * running + 0.05), starts=1,
                 )  # fmt: skip
+                if name in self.leaving:
+                    whom = self.leaving[name][1]
+                    worker = replace(
+                        worker, state="draining", leaving="operator", leaving_for=whom,
+                        note=f"gives way to {whom}, {running} running",
+                    )  # fmt: skip
             elif name.startswith("phi"):
                 worker = replace(
                     worker, state="backoff", since_at=self.began - 6, crashes=3, starts=3,
@@ -255,6 +286,18 @@ class Play:
             version=__version__, pid=4000, host="demo", started_at=self.began - 273_600,
             state="ok", admission_open=True, generation=self.generation, url="http://127.0.0.1:8080",
         )  # fmt: skip
+
+    def drained(self, model: str, until: float, whom: str) -> None:
+        """Let a model's requests run on for a while before it goes for another."""
+        self.leaving[model] = (until, whom)
+
+    def _let_go(self, now: float) -> None:
+        """Take out what has been drained for long enough."""
+        for model, (until, _) in [*self.leaving.items()]:
+            if now >= until:
+                del self.leaving[model]
+                self.unloaded(model)
+                self.note(f"worker off model={model} reason=operator", at=until)
 
     def unloaded(self, model: str) -> None:
         """Take a model out, and end what runs there."""

@@ -7,7 +7,10 @@ import asyncio
 import pytest
 
 from llmtui.demo import Demo
-from llmtui.play import GEMMA
+from llmtui.happenings import spoken
+from llmtui.play import GEMMA, LLAMA
+
+CODER = "qwen3-coder-30b"
 
 
 class Hands:
@@ -43,3 +46,39 @@ def test_nothing_new_comes_to_a_model_that_was_unloaded():
     demo.unloaded(GEMMA)
     clock.now += 100
     assert not [r for r in demo.requests(clock.now).values() if r.model == GEMMA and not r.ended]
+
+
+def test_who_waits_for_a_load_runs_once_it_is_done():
+    clock = Hands()
+    demo = Demo(clock)
+    clock.now += 33
+    worker = demo.workers(clock.now)[LLAMA]
+    assert (worker.state, worker.running, worker.waiting) == ("ready", 2, 0)
+    rows = [r for r in demo.requests(clock.now).values() if r.model == LLAMA]
+    assert [r.state for r in rows] == ["decode", "decode"]
+    assert all(r.granted_at - r.received_at == pytest.approx(r.wait_s) for r in rows)
+
+
+def test_a_switch_drains_first_and_is_told_as_a_daemon_tells_it():
+    clock = Hands()
+    demo = Demo(clock)
+    asyncio.run(demo.switch(CODER, drain_s=15.0))
+    assert spoken(demo.notices[-1].text) == (f"root (uid 0): switch {GEMMA} -> {CODER}  plan#41")
+    before, rows = demo.workers(clock.now), demo.requests(clock.now)
+    assert (before[GEMMA].state, before[GEMMA].leaving_for) == ("draining", CODER)
+    assert before[CODER].state == "off"
+    assert before[CODER].wanted
+    assert [r.state for r in rows.values() if r.model == GEMMA] == ["decode", "decode"]
+    clock.now += 9
+    after, rows = demo.workers(clock.now), demo.requests(clock.now)
+    assert (after[GEMMA].state, after[CODER].state) == ("off", "loading")
+    assert all(r.ended for r in rows.values() if r.model == GEMMA)
+    assert spoken(demo.notices[-1].text) == f"{GEMMA} is off: operator"
+
+
+def test_acts_of_the_play_name_who_did_them():
+    demo = Demo(Hands())
+    asyncio.run(demo.cancel("r-8f301122"))
+    asyncio.run(demo.unload(GEMMA))
+    told = [spoken(notice.text) for notice in demo.notices[-2:]]
+    assert told == ["root (uid 0): cancel  hit 1", f"root (uid 0): unload {GEMMA}"]
