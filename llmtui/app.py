@@ -119,8 +119,13 @@ def _maker(options: argparse.Namespace) -> Callable[[], Source]:
 
 def _picture(options: argparse.Namespace) -> int:
     from llmtui import picture
+    from llmtui.keymap import key_of
     from llmtui.screen import LlmTui
 
+    keys = options.press.split()
+    unknown = [f"--press: no such key: {key!r}" for key in keys if not key_of(key)]
+    if unknown:
+        return _complain(*unknown)
     make, clock = _maker(options), time.time
     if options.demo:
         from llmtui.demo import Demo
@@ -142,7 +147,7 @@ def _picture(options: argparse.Namespace) -> int:
         meter=picture.Measured() if options.demo else None,
     )
     try:
-        drawn = picture.draw(app, options.size, options.press.split(), "llmtui")
+        drawn = picture.draw(app, options.size, list(map(key_of, keys)), "llmtui")
     except TimeoutError:
         _complain("no data came: is llmd running?")
         return 3

@@ -128,12 +128,12 @@ def _keys(value: object) -> tuple[list[str], list[str]]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         return [], ["must be a key, or a list of keys"]
-    keys = [_key(name) for name in names]
+    keys = [key_of(name) for name in names]
     wrong = [f"no such key: {n!r}" for n, key in zip(names, keys, strict=True) if not key]
     return [key for key in keys if key], wrong
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
     """Return a key as Textual calls it; "" when there is none of that name."""
     rest, prefix = name.strip() if name != " " else name, ""
     while rest.startswith(_MODIFIERS) and len(rest.split("+", 1)[1]) > 0:

@@ -272,3 +272,11 @@ def test_the_pictures_in_the_docs_are_what_the_command_draws(name, tmp_path):
         (DOCS / name).write_text(made, encoding="utf-8")
     command = "llmtui --demo --svg docs/" + " ".join([name, *PICTURES[name]])
     assert (DOCS / name).read_text(encoding="utf-8") == made, f"draw it anew: {command}"
+
+
+@pytest.mark.parametrize("words", ["j nosuchkey", "nosuchkey", "1 ctrl+ s"])
+def test_a_key_that_there_is_not_is_named(words, tmp_path, capsys):
+    drawn = tmp_path / "x.svg"
+    assert main(["--demo", "--svg", str(drawn), "--press", words]) == 2
+    assert "no such key" in capsys.readouterr().err
+    assert not drawn.exists()
