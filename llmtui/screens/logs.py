@@ -201,12 +201,14 @@ class Logs(Window[None]):
         state = worker.state.upper() if worker else ""
         parts = [f"Logs {clean(self._model)}", "LOST, trying again" if self._trouble else state]
         parts.append("FOLLOW" if view.following else "HELD")
-        parts.append("wrap" if view.wrapped else "")
+        parts.append(f"wrap {'on' if view.wrapped else 'off'}")
         if page.level < ALL:
             parts.append(_LEVELS[page.level])
         if page.word:
             parts.append(f"/{clean(page.word)} {page.place or '-'}/{page.hits}")
-        return "  ".join(part for part in parts if part)
+        told = "  ".join(part for part in parts if part)
+        room = self.size.width - 10 - cell_len(self._ring())
+        return told if cell_len(told) <= room else told.replace("  wrap off", "", 1)
 
     def _ring(self) -> str:
         page = self._view.page

@@ -95,6 +95,11 @@ class LogView(ScrollView, can_focus=True, inherit_bindings=False):
         if not self._own_scroll and new_value < old_value:
             self.following = False
 
+    def watch_show_vertical_scrollbar(self, shown: bool) -> None:
+        """Tell a bar that has just come how far down it is, which textual does only for moves."""
+        if shown:
+            self.vertical_scrollbar.position = self.scroll_y
+
     def on_resize(self) -> None:
         """Wrap to the new width, with the same line on top."""
         self.keep()

@@ -164,7 +164,8 @@ CASES = (
          ("llmctl why r-8f1c90de", "slot 3"), press=("j", "j", "j", "enter")),
     Case("worker", ("Worker qwen3-32b-q4", "4/4 busy", "33k tokens each", "24.1G", "alice",
                     "llmctl"), (), press=("1", "j", "enter")),
-    Case("logs", ("qwen3-32b-q4", "FOLLOW", "update_slots", "follow"), (), press=("j", "l")),
+    Case("logs", ("qwen3-32b-q4", "FOLLOW", "update_slots", "follow"), ("wrap off",),
+         press=("j", "l")),
     Case("cancel", ("Cancel 2 requests?", "2 running", "alice", "ci-bot", "Keep",
                     "llmctl cancel"), (), press=("j", "space", "space", "x")),
     Case("cancel-one", ("Cancel", "r-8f35acd4", "cancels it"), (), press=("G", "x")),
@@ -280,3 +281,11 @@ def test_a_key_that_there_is_not_is_named(words, tmp_path, capsys):
     assert main(["--demo", "--svg", str(drawn), "--press", words]) == 2
     assert "no such key" in capsys.readouterr().err
     assert not drawn.exists()
+
+
+def test_the_bar_of_a_log_is_where_its_text_is():
+    case = next(case for case in CASES if case.name == "logs")
+    lines = seen(case, (80, 24))
+    bar = [row for row, line in enumerate(lines[1:-2]) if line[-2].ground != lines[1][0].ground]
+    assert max(bar) == len(lines) - 4  # at the end, as what is followed
+    assert min(bar) > 0
