@@ -86,7 +86,7 @@ def head_lines(request: p.Request, width: int, *, body: bool) -> list[Line]:
     lines += labelled(
         "asks",
         [
-            [(request.path or "-", "")],
+            [(f"POST {request.path}" if request.path else "-", "")],  # all inference is posted
             [("stream" if request.stream else "plain", "dim")],
             [(limit, "")],
             [("" if request.temperature is None else f"temp {request.temperature:g}", "")],
