@@ -51,6 +51,7 @@ from llmtui.wire import LeanApp
 SETTLE_S = 3.0  # rows are put in order again this long after the last key
 _SAID_S = 6.0
 _KEYS_CELLS = 16  # what is left of the line at the bottom for help and quit
+_WIDE = 100  # columns from which on a table says how it is sorted, also if that is as usual
 _ROOMY = 30  # rows from which on the daemon's last word has a line of its own
 
 
@@ -278,7 +279,7 @@ class Board(LeanApp):
             self.titles()
 
     def _title(self, table: Table, title: str, about: str, more: list[str]) -> None:
-        words = [*self.view.told(table.id or ""), *more]
+        words = [*self.view.told(table.id or "", sort=self.size.width >= _WIDE), *more]
         if table.hidden:
             words.append(f"+{table.hidden} below")
         table.entitle(title, about, "  ".join(words))

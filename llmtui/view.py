@@ -81,17 +81,17 @@ class View:
         ]
         return shown if "events" in self.inverted else shown[::-1]
 
-    def told(self, table: str) -> list[str]:
-        """Return in words what of a table is not as usual."""
+    def told(self, table: str, *, sort: bool = False) -> list[str]:
+        """Return in words what of a table is not as usual; its `sort`, if wanted, in any case."""
         words = clean(self.words[table])
-        parts = [f"filter {words}"] if words else []
+        parts = [f"filter:{words}"] if words else []
         if self.faults:
             parts.append("faults only")
         inverted = table in self.inverted
         if table not in SORTS:
             return [*parts, "oldest first"] if inverted else parts
-        if self.sorts[table] != next(iter(SORTS[table])) or inverted:
-            parts.append(f"by {self.sorts[table]}{' inverted' if inverted else ''}")
+        if sort or self.sorts[table] != next(iter(SORTS[table])) or inverted:
+            parts.append(f"sort:{self.sorts[table]}{' inverted' if inverted else ''}")
         return parts
 
     def clear(self, table: str) -> None:
