@@ -6,6 +6,7 @@ names (`ok`, `warn`, `bad`, `accent`, `dim`, `new`, ""), which the widgets turn 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from llmd.admin import protocol as p
@@ -66,8 +67,9 @@ def worker_row(
             return _course(worker, state, width, now, look)
         if name == "note":
             text, style = _note(worker, now)
-            if len(text) > width:
-                text = text.replace(", retry in ", ", retry ")
+            for shorter in (", retry ", ", "):
+                if len(text) > width:
+                    text = re.sub(", retry (in )?", shorter, text)
             return text, style
         if name == "queue":
             return str(worker.waiting), "" if worker.waiting else "dim"
@@ -194,8 +196,10 @@ def _request_number(request: p.Request, name: str, now: float) -> Part:
         made = count(request.completion_tokens) if request.granted_at else "-"
         return f"{made}/{limit}", ""
     if name == "speed":
-        known = request.tokens_per_s is not None and not request.ended and is_measured(request, now)
-        return (f"{request.tokens_per_s:.1f}", "") if known else ("-", "dim")
+        rate = request.tokens_per_s
+        if rate is None or request.ended or not is_measured(request, now):
+            return "-", "dim"
+        return f"{rate:.{1 if rate < 999.95 else 0}f}", ""
     if name == "age":
         return span((request.ended_at or now) - request.received_at), ""
     left_s = _left_s(request, now)

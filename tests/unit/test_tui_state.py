@@ -23,6 +23,7 @@ from llmtui.state import (
     ticked,
 )
 from llmtui.view import RATES, SORTS, first_rate, next_rate, without_rows
+from llmtui.widths import Widths
 
 NOW = 1000.0
 DAEMON = p.Daemon(
@@ -289,6 +290,21 @@ def test_a_stream_of_a_moment_tells_no_rate_and_no_end():
     assert (cell("speed", few), cell("eta", few)) == ("-", "-")
     asked = request("r", "queued", eta_at=NOW + 9)
     assert cell("eta", asked) == "~9s"
+
+
+def test_a_rate_fits_its_column():
+    for rate, text in ((0.0, "0.0"), (52.84, "52.8"), (999.9, "999.9"), (1331.4, "1331")):
+        assert cell("speed", request("r", tokens_per_s=rate)) == text
+
+
+def test_a_worker_that_comes_again_says_when_wherever_there_is_room_for_that():
+    worker = p.Worker(model="m", state="backoff", reason="exit 139", retry_at=NOW + 24)
+    for width, note in (
+        (115, "exit 139, retry in 24s"), (75, "exit 139, retry 24s"), (55, "exit 139, 24s"),
+    ):  # fmt: skip
+        columns = worker_columns(width, Look(), Widths(workers=15))
+        row = text_of(worker_row(worker, State(), columns, NOW, Look()))
+        assert row.rstrip().endswith(note)
 
 
 def test_while_a_prompt_is_read_the_first_token_is_what_is_expected():
