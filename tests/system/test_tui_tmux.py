@@ -88,7 +88,7 @@ async def test_it_outlives_the_daemon(runtime_dir, any_real_engine, demo_models)
 async def test_it_waits_for_a_daemon_that_is_not_there_yet(runtime_dir, fake_engine, demo_models):
     async with terminal(runtime_dir) as screen:
         await screen.run(*socket_of(runtime_dir))
-        await screen.until("STALE", "no llmd")
+        await screen.until("NOT CONNECTED", "no llmd")
         async with box(runtime_dir, fake_engine, demo_models):
             await screen.until("LIVE", "demo-small")
 
@@ -125,10 +125,11 @@ async def test_it_fits_whatever_size_it_gets(runtime_dir, fake_engine, demo_mode
         for columns, rows in ((120, 36), (80, 24), (60, 20), (100, 30), (60, 20), (120, 36)):
             await screen.resize(columns, rows)
             shown = await screen.until("LIVE", "r-one", "DECODE", "demo-large", "quit")
-            with trio.fail_after(20):
+            with trio.move_on_after(20):
                 while not is_whole(shown, columns, rows):
                     await trio.sleep(0.05)
                     shown = await screen.screen()
+            assert is_whole(shown, columns, rows), f"{columns} x {rows}:\n{shown}"
 
 
 def is_whole(shown, columns, rows):
