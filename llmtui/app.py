@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         return _complain("needs a terminal; --once --json prints a snapshot for scripts")
     os.environ.setdefault("ESCDELAY", "25")
+    for name in ("COLUMNS", "LINES"):  # textual would believe these for ever, whatever the size is
+        os.environ.pop(name, None)
     # textual takes time to import, and --once does without
     from llmtui.keymap import KeymapError, keymap_path, read_keymap
     from llmtui.screen import LlmTui, scopes

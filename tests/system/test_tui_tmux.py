@@ -121,7 +121,7 @@ async def test_it_fits_whatever_size_it_gets(runtime_dir, fake_engine, demo_mode
         terminal(runtime_dir) as screen,
         sent(daemon, ("r-one", "[[token 0.2]]", 900)),
     ):
-        await screen.run(*socket_of(runtime_dir))
+        await screen.run(*socket_of(runtime_dir), env="COLUMNS=70 LINES=22")  # as shells export
         for columns, rows in ((120, 36), (80, 24), (60, 20), (100, 30), (60, 20), (120, 36)):
             await screen.resize(columns, rows)
             shown = await screen.until("LIVE", "r-one", "DECODE", "demo-large", "quit")
