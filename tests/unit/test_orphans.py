@@ -27,11 +27,15 @@ def directory():
 def victim(directory):
     """A process in a group of its own with a worker's command line, its socket path and pid."""
     path = directory / "w.sock"
-    code = "import time; time.sleep(600)"
+    code = "import time; print(flush=True); time.sleep(600)"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "--host", str(path)], start_new_session=True
+        [sys.executable, "-c", code, "--host", str(path)],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
     )
     with process:
+        # Popen is back while the kernel still puts the new program's arguments into place
+        process.stdout.readline()
         yield path, process
         process.kill()
 
