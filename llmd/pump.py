@@ -153,6 +153,8 @@ class Pump(trio.abc.Instrument):
                 if pumped is None:  # it is trio that has something to do
                     back = True
                     continue
+                # what `_end_pauses` does for those that paused; here it is the way of a lone token,
+                # which pays for each further function
                 try:
                     pause_s = pumped.readable(now)
                 except BaseException as error:  # it belongs to the task

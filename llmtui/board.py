@@ -357,11 +357,10 @@ class Board(LeanApp):
     def board_keys(self, width: int) -> list[Line]:
         """Return the line at the bottom: the keys, or what was said or is wrong, if only there."""
         text, style, until = self._said
-        if self.size.height >= _ROOMY:
-            pass
-        elif self.clock() < until:
+        alone = self.size.height < _ROOMY  # there is no line of events above it
+        if alone and self.clock() < until:
             return [[(self._cut(f" {text}", width), style)]]
-        elif self.shown.link == "stale":
+        if alone and self.shown.link == "stale":
             trouble = self._cut(f" {self.shown.trouble}", width - _KEYS_CELLS)
             keys = footer_line(self.keymap, width - len(trouble) - 1, can_write=False)
             return [[(trouble, "bad"), (" ", ""), *keys]]

@@ -38,9 +38,7 @@ _FLOWING_S = 0.25  # ... and at most this
 _PAUSE_S = 1.1  # else: longer than the second after which llama-server looks for itself
 _SILENCE_FACTOR = 10  # a worker that computes without ever answering /slots gets this much longer
 _HOLD_S = 1.03  # a little longer than that second, too
-_HOLD_EVERY_S = (
-    5.0  # so that a client that cancels again and again costs the others a fifth at most
-)
+_HOLD_EVERY_S = 5.0  # so that whoever cancels again and again costs others a fifth at most
 
 
 class Work(Enum):
