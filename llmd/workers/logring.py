@@ -2,6 +2,9 @@
 
 A worker's log is hostile text (it quotes prompts and model metadata), so control characters,
 escape sequences and direction overrides are removed here, once, and lines have a bounded length.
+
+A worker writes some thirty lines a request, and hardly any is ever looked at. So what it wrote is
+kept as it came, as much as the ring can hold lines of, and made lines of once somebody looks.
 """
 
 from __future__ import annotations
@@ -86,6 +89,14 @@ class LineSplitter:
         self._end(lines)
         return lines
 
+    def skip(self, data: bytes) -> None:
+        """Do as `feed` does, for nobody: only the line that `data` begins is kept."""
+        rest = data[max(data.rfind(b"\n"), data.rfind(b"\r")) + 1 :]
+        if len(rest) < len(data):
+            self._partial = b""
+            self._skipping = False
+        self._grow(rest)
+
     def _grow(self, piece: bytes) -> None:
         if self._skipping:
             return
@@ -103,6 +114,16 @@ class LineSplitter:
         self._skipping = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    """Output that no line has been made of; `ends` counts the lines that end in it, at most."""
+
+    at: float
+    stream: LogStream
+    data: bytes
+    ends: int
+
+
 class LogRing:
     """The last lines of one worker, over all of its lives.
 
@@ -111,7 +132,7 @@ class LogRing:
 
     Args:
         max_lines: Lines kept.
-        max_chars: Characters kept over all lines.
+        max_chars: Characters kept over all lines, and bytes of what no line is made of yet.
         clock: Wall clock.
     """
 
@@ -128,19 +149,38 @@ class LogRing:
         self._chars = 0
         self._clock = clock
         self._grown: trio.Event | None = None
-        self.sequence = 0
+        self._sequence = 0
+        self._raw: deque[_Raw] = deque()
+        self._raw_bytes = self._raw_ends = 0
+        self._splitters: dict[LogStream, LineSplitter] = {}
+
+    @property
+    def sequence(self) -> int:
         """The number of the newest line; 0 before the first."""
+        self._settle()
+        return self._sequence
 
     def append(self, stream: LogStream, text: str) -> None:
         """Add one line, already clean; forgets the oldest ones beyond the bounds."""
-        self.sequence += 1
-        self._lines.append(LogLine(self.sequence, self._clock(), stream, text))
-        self._chars += len(text)
-        while len(self._lines) > self._max_lines or self._chars > self._max_chars:
-            self._chars -= len(self._lines.popleft().text)
+        self._settle()
+        self._append(self._clock(), stream, text)
+        self._tell()
+
+    def feed(self, stream: LogStream, data: bytes) -> None:
+        """Add output as it came, wherever it is cut."""
+        ends = data.count(b"\n")
+        self._raw.append(_Raw(self._clock(), stream, data, ends))
+        self._raw_bytes += len(data)
+        self._raw_ends += ends
+        if b"\n\n" in data or b"\r" in data:  # then there may be fewer lines, or more
+            self._settle()
+        while self._raw and (
+            self._raw_ends - self._raw[0].ends >= self._max_lines
+            or self._raw_bytes - len(self._raw[0].data) >= self._max_chars
+        ):
+            self._forget(self._raw.popleft())
         if self._grown is not None:
-            self._grown.set()
-            self._grown = None
+            self._tell()
 
     def since(self, sequence: int) -> tuple[LogLine, ...]:
         """Return the kept lines newer than number `sequence`; 0 returns all."""
@@ -158,3 +198,35 @@ class LogRing:
             if self._grown is None:
                 self._grown = trio.Event()
             await self._grown.wait()
+
+    def _splitter(self, stream: LogStream) -> LineSplitter:
+        return self._splitters.setdefault(stream, LineSplitter())
+
+    def _settle(self) -> None:
+        """Make lines of all that came."""
+        while self._raw:
+            raw = self._raw.popleft()
+            for text in self._splitter(raw.stream).feed(raw.data):
+                self._append(raw.at, raw.stream, text)
+        self._raw_bytes = self._raw_ends = 0
+
+    def _forget(self, raw: _Raw) -> None:
+        """Let go of output that newer one fills the ring without; its lines keep their numbers."""
+        self._raw_bytes -= len(raw.data)
+        self._raw_ends -= raw.ends
+        self._splitter(raw.stream).skip(raw.data)
+        self._sequence += raw.ends
+        self._lines.clear()
+        self._chars = 0
+
+    def _append(self, at: float, stream: LogStream, text: str) -> None:
+        self._sequence += 1
+        self._lines.append(LogLine(self._sequence, at, stream, text))
+        self._chars += len(text)
+        while len(self._lines) > self._max_lines or self._chars > self._max_chars:
+            self._chars -= len(self._lines.popleft().text)
+
+    def _tell(self) -> None:
+        if self._grown is not None:
+            self._grown.set()
+            self._grown = None

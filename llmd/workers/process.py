@@ -8,10 +8,11 @@ no helper of the worker survives it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -26,9 +27,11 @@ from llmd.workers.procfs import VitalSigns
 LAST_WORDS_S = 0.5
 REAP_S = 5.0
 _READ_BYTES = 65536
-GATHER_S = 0.02
-"""Between two reads of a log: a worker writes some ten lines a request, and each read wakes the
-daemon when it has requests to serve. What no read has fetched waits in the pipe."""
+PIPE_BYTES = 1 << 20
+GATHER_S = 0.05
+"""Between two reads of a log: a worker writes some thirty lines a request, and each read wakes the
+daemon when it has requests to serve. What no read has fetched waits in the pipe, which is made
+large enough that the worker never waits for room in it."""
 
 
 class Child(Protocol):
@@ -110,32 +113,37 @@ class ChildProcess:
         """Move one of its outputs into the log until its end; run both as tasks of their own."""
         pipe = self._process.stdout if stream is LogStream.STDOUT else self._process.stderr
         assert isinstance(pipe, trio.lowlevel.FdStream)
-        splitter = LineSplitter()
+        with contextlib.suppress(OSError):  # it may not be allowed: then it stays as it is
+            fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        take = self._take_lines() if stream is LogStream.STDOUT else self._log.feed
         try:
-            while data := await pipe.receive_some(_READ_BYTES):
+            while data := bytes(await pipe.receive_some(_READ_BYTES)):
                 if b"/health" not in data:
                     self.activity += len(data)
-                for line in splitter.feed(bytes(data)):
-                    self._take(stream, line)
+                take(stream, data)
                 if len(data) < _READ_BYTES:
                     await trio.sleep(GATHER_S)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the pipe is gone: its end, as far as the log goes
         finally:
-            for line in splitter.flush():
-                self._take(stream, line)
+            take(stream, b"\n")  # its last line may have no end
             self._undrained -= 1
             if not self._undrained:
                 self._drained.set()
             pipe.close()
 
-    def _take(self, stream: LogStream, line: str) -> None:
-        """Put a line into the log, unless it only reports on the load."""
-        if stream is LogStream.STDOUT and loadreport.is_report(line):
-            said = loadreport.fraction(line)
-            self.load_fraction = self.load_fraction if said is None else said
-        else:
-            self._log.append(stream, line)
+    def _take_lines(self) -> Callable[[LogStream, bytes], None]:
+        """Take the lines about the load out of what would go into the log."""
+        splitter = LineSplitter()
+
+        def take(stream: LogStream, data: bytes) -> None:
+            for line in splitter.feed(data):
+                if not loadreport.is_report(line):
+                    self._log.append(stream, line)
+                elif (said := loadreport.fraction(line)) is not None:
+                    self.load_fraction = said
+
+        return take
 
     async def wait(self) -> int:
         """Wait until it is dead and its last words are in the log; return its exit status.

@@ -26,8 +26,9 @@ async def test_a_follower_is_woken_and_can_catch_up(autojump_clock):
             await trio.testing.wait_all_tasks_blocked()
             log.append(LogStream.STDERR, "one")
             await trio.testing.wait_all_tasks_blocked()
-            log.append(LogStream.STDERR, "two")
-            log.append(LogStream.STDERR, "three")
+            log.feed(LogStream.STDERR, b"tw")
+            await trio.testing.wait_all_tasks_blocked()
+            log.feed(LogStream.STDERR, b"o\nthree\n")
     assert seen == ["one", "two", "three"]
 
 

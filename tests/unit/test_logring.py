@@ -44,9 +44,8 @@ def test_lines_are_printable_and_bounded_however_the_bytes_are_cut(data, step):
     lines = []
     for start in range(0, len(data), step):
         lines += splitter.feed(data[start : start + step])
-    lines += splitter.flush()
-    whole = LineSplitter(max_chars=20)
-    assert lines == whole.feed(data) + whole.flush()
+    lines += splitter.feed(b"\n")
+    assert lines == LineSplitter(max_chars=20).feed(data + b"\n")
     for line in lines:
         assert 0 < len(line) <= 20
         assert not any(unicodedata.category(char) == "Cc" for char in line)
@@ -91,3 +90,67 @@ def test_tail_picks_streams_and_the_present_life():
     assert [line.text for line in log.tail(5, LogStream.STDERR, after=1)] == ["line 1"]
     assert [line.text for line in log.tail(2)] == ["out", "line 0"]
     assert log.tail(0) == ()
+
+
+OUTPUT = st.lists(
+    st.tuples(
+        st.sampled_from([LogStream.STDOUT, LogStream.STDERR]),
+        st.lists(st.sampled_from([b"a", b"bc", b"\n", b"d\n", b"\r", b" ", b"\x1b[0m"])).map(
+            b"".join
+        ),
+        st.booleans(),
+    ),
+    max_size=30,
+)
+
+
+@given(OUTPUT)
+def test_lines_are_the_same_whenever_somebody_looks(output):
+    looked_at, left_alone = ring(), ring()
+    for stream, data, look in output:
+        looked_at.feed(stream, data)
+        left_alone.feed(stream, data)
+        if look:
+            looked_at.since(0)
+    assert looked_at.since(0) == left_alone.since(0)
+    for stream in (LogStream.STDOUT, LogStream.STDERR):
+        written = b"".join(data for of, data, _ in output if of is stream)
+        texts = [line.text for line in left_alone.since(0) if line.stream is stream]
+        assert texts == LineSplitter().feed(written)
+
+
+@given(
+    st.integers(1, 5),
+    st.lists(st.integers(1, 30), max_size=20),
+    st.lists(st.booleans(), min_size=20, max_size=20),
+)
+def test_output_that_nobody_looked_at_is_forgotten_as_lines_are(max_lines, cuts, looks):
+    written = b"".join(b"line %d\n" % number for number in range(1, 60))
+    log, position = ring(max_lines=max_lines), 0
+    for cut, look in zip(cuts, looks, strict=False):
+        log.feed(LogStream.STDERR, written[position : position + cut])
+        position += cut
+        if look:
+            log.since(0)
+    ended = written[:position].count(b"\n")
+    expected = [f"line {number}" for number in range(1, ended + 1)][-max_lines:]
+    assert [line.text for line in log.since(0)] == expected
+    assert log.sequence == ended
+    assert [line.sequence for line in log.since(0)] == list(range(1, ended + 1))[-max_lines:]
+
+
+def test_empty_lines_push_out_nothing():
+    log = ring(max_lines=2)
+    log.feed(LogStream.STDERR, b"one\ntwo\n")
+    for _ in range(9):
+        log.feed(LogStream.STDERR, b"\n\n\n\n")
+    assert [line.text for line in log.since(0)] == ["one", "two"]
+
+
+def test_what_is_kept_for_later_is_bounded():
+    log = ring(max_chars=1000)
+    for _ in range(100):
+        log.feed(LogStream.STDERR, b"x" * 300)
+    assert sum(len(raw.data) for raw in log._raw) < 1300
+    log.feed(LogStream.STDERR, b"\nnext\n")
+    assert [line.text for line in log.since(0)] == ["next"]
