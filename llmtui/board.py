@@ -6,10 +6,10 @@ import os
 import time
 from collections.abc import Callable, Mapping
 
-from rich.style import Style
 from textual import on
 from textual.app import ComposeResult
 from textual.screen import Screen
+from textual.theme import Theme
 from textual.timer import Timer
 
 from llmtui.app import on_signals
@@ -82,8 +82,8 @@ class Board(LeanApp):
         keymap: Mapping[str, str] | None = None,
         meter: Meter | None = None,
     ) -> None:
-        # to know it from the start is what makes NO_COLOR mean no colours, and not grey ones
-        super().__init__(ansi_color=True if colours == "ansi" else None)
+        self._theme = THEMES[colours]  # before the base, which makes its styles of it
+        super().__init__()
         self.look = look or Look()
         self._read_only = read_only
         self.clock = clock
@@ -107,10 +107,7 @@ class Board(LeanApp):
         self._said_lost = False  # it tells of a failure, while there is no link
         self._meter = meter or Meter()
         self._own = Own()
-        for theme in THEMES.values():
-            self.register_theme(theme)
-        self._colours = colours
-        self.palette: Mapping[str, Style] = {}
+        self.palette = palette(self._theme)
         # to look them up by their names takes a while, and it is done each second
         self._tables = {
             "workers": Table(self._worker, self._worker_title, id="workers"),
@@ -124,6 +121,14 @@ class Board(LeanApp):
         ]
 
     # --- layout -----------------------------------------------------------------------------
+
+    @property
+    def current_theme(self) -> Theme:
+        """The colours, the same from the start: other ones would have every style read again.
+
+        It is also what makes NO_COLOR mean no colours, and not grey ones.
+        """
+        return self._theme
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Return what themes that are not llmd's own lack."""
@@ -141,9 +146,6 @@ class Board(LeanApp):
 
     def on_mount(self) -> None:
         """Begin to listen and to draw."""
-        theme = THEMES[self._colours]
-        self.theme = theme.name
-        self.palette = palette(theme)
         for table in self._tables.values():
             table.colours = self.palette
             table.cursor_mark = ">" if self.look.ascii_only else "▌"

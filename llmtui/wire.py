@@ -43,8 +43,8 @@ class WholeCells(ScrollBarRender):
 class LeanApp(App[int]):
     """An app that sends what it draws in few bytes."""
 
-    def __init__(self, *, ansi_color: bool | None = None) -> None:
-        super().__init__(ansi_color=ansi_color)
+    def __init__(self) -> None:
+        super().__init__()
         ScrollBar.renderer = WholeCells  # textual has this for all bars of a process only
         self._glass = Glass()
 
