@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from textual import on
 from textual.app import ComposeResult
@@ -50,6 +52,7 @@ from llmtui.wire import LeanApp
 
 SETTLE_S = 3.0  # rows are put in order again this long after the last key
 _SAID_S = 6.0
+_FIRST_S = 0.1  # a daemon that is well has told everything long before
 _KEYS_CELLS = 16  # what is left of the line at the bottom for help and quit
 _WIDE = 100  # columns from which on a table says how it is sorted, also if that is as usual
 _ROOMY = 30  # rows from which on the daemon's last word has a line of its own
@@ -98,6 +101,7 @@ class Board(LeanApp):
         self._focused = "requests"
         self.now = clock()
         self._timer: Timer | None = None
+        self._known = asyncio.Event()  # whether there is a daemon, or not
         self._dirty = True
         self._drawn_second = 0
         self._happened: dict[str, Happening] = {}
@@ -144,8 +148,14 @@ class Board(LeanApp):
         yield PromptLine("/", Prompt(id="filter", done=self.filtered))
         yield PromptLine(":", Prompt(id="command", done=self.commanded, more=self.more_words))
 
+    async def on_load(self) -> None:
+        """Begin to listen, and give the daemon a moment: then the first frame has its data."""
+        self.run_worker(self.link.run(), name="link")
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._known.wait(), _FIRST_S)
+
     def on_mount(self) -> None:
-        """Begin to listen and to draw."""
+        """Begin to draw."""
         for table in self._tables.values():
             table.colours = self.palette
             table.cursor_mark = ">" if self.look.ascii_only else "▌"
@@ -155,9 +165,8 @@ class Board(LeanApp):
             self.add_class("plain")
         self.set_keymap(self.keymap)
         self.focus_table("requests")
-        self.run_worker(self.link.run(), name="link")
         self.set_rate(self.rate)
-        self._fit()
+        self._paint()
         on_signals(lambda code: self.exit(code, return_code=code))
 
     def on_resize(self) -> None:
@@ -198,6 +207,8 @@ class Board(LeanApp):
 
     def _changed(self) -> None:
         self._dirty = True
+        if self.link.state.link != "connecting":
+            self._known.set()
         if self._said_lost and self.link.state.link == "live":
             self._said, self._said_lost = ("", "", 0.0), False
         if self.link.state.link != self.shown.link and not self.paused:

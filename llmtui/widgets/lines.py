@@ -19,19 +19,22 @@ class Lines(Sparing):
         super().__init__(id=id)
         self._make = make
         self._made: list[Line] = []
+        self._made_for = 0
 
     def update(self) -> None:
         """Make the lines anew and draw them if they differ."""
-        made = self._make(self.size.width)
-        if made != self._made:
-            self._made = made
+        width = self.size.width
+        made = self._make(width)
+        if made != self._made or width != self._made_for:
+            self._made, self._made_for = made, width
             self.repaint()
 
     def on_resize(self) -> None:
         """Make the lines as wide as there is room."""
-        self._made = []
         self.update()
 
     def drawn(self, y: int, width: int) -> Drawn:
-        """Return one line."""
+        """Return one line; the first frame is drawn before anybody is told how wide it is."""
+        if width != self._made_for:
+            self._made, self._made_for = self._make(width), width
         return self._made[y] if y < len(self._made) else [], False, False

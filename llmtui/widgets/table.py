@@ -65,8 +65,9 @@ class Table(Sparing, ScrollView, can_focus=True):
 
     @property
     def hidden(self) -> int:
-        """How many rows are below what is visible."""
-        return max(0, len(self.keys) - self.scroll_offset.y - max(0, self.size.height - 1))
+        """How many rows are below what is visible; 0 as long as the table has no room yet."""
+        height = self.size.height
+        return max(0, len(self.keys) - self.scroll_offset.y - max(0, height - 1)) if height else 0
 
     def show(self, keys: Sequence[str]) -> bool:
         """Show these rows; a cursor whose row has gone moves to the next one.
