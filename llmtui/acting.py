@@ -8,18 +8,12 @@ from collections.abc import Callable
 from textual import on
 from textual.screen import Screen
 
+from llmtui import screens
 from llmtui.finding import Finding
 from llmtui.form import clock
 from llmtui.happenings import Happening
 from llmtui.rows import Line
-from llmtui.screens.cancel import Cancel
 from llmtui.screens.flow import told
-from llmtui.screens.help import Help
-from llmtui.screens.logs import Logs
-from llmtui.screens.request import RequestDetail
-from llmtui.screens.switch import Switch
-from llmtui.screens.unload import Unload
-from llmtui.screens.worker import WorkerDetail
 from llmtui.widgets.table import Table
 
 _JUMP_S = 0.8  # what a hand needs to stop
@@ -67,11 +61,13 @@ class Acting(Finding):
         if table.id == "events":
             notice = self.happening(key)
             if notice is not None:
-                self.push_screen(Help(self.desk, lambda width: _told(notice, width), "Event"))
+                self.push_screen(
+                    screens.Help(self.desk, lambda width: _told(notice, width), "Event")
+                )
         elif table.id == "workers":
-            self.push_screen(WorkerDetail(self.desk, key))
+            self.push_screen(screens.WorkerDetail(self.desk, key))
         else:
-            self.push_screen(RequestDetail(self.desk, key))
+            self.push_screen(screens.RequestDetail(self.desk, key))
 
     def action_logs(self) -> None:
         """Show the log of the model's worker."""
@@ -83,11 +79,11 @@ class Acting(Finding):
 
     def show_logs(self, model: str) -> None:
         """Show the log of a model's worker."""
-        self.push_screen(Logs(self.desk, model))
+        self.push_screen(screens.Logs(self.desk, model))
 
     def ask_switch(self, model: str) -> None:
         """Show the plan of a switch to a model."""
-        self.push_screen(Switch(self.desk, model))
+        self.push_screen(screens.Switch(self.desk, model))
 
     # --- acting -----------------------------------------------------------------------------
 
@@ -121,11 +117,11 @@ class Acting(Finding):
                 table.marked.clear()
                 self.redraw()
 
-        self.push_screen(Cancel(self.desk, hit), done)
+        self.push_screen(screens.Cancel(self.desk, hit), done)
 
     def action_switch(self) -> None:
         """Show the plan of a switch to the model under the cursor."""
-        self._ask(lambda model: Switch(self.desk, model))
+        self._ask(lambda model: screens.Switch(self.desk, model))
 
     def action_stop(self) -> None:
         """Ask whether to unload the model under the cursor."""
@@ -133,7 +129,7 @@ class Acting(Finding):
         if worker is not None and worker.state == "off":
             self.say(f"{worker.model} is not loaded")
             return
-        self._ask(lambda model: Unload(self.desk, model))
+        self._ask(lambda model: screens.Unload(self.desk, model))
 
     def _ask(self, make: Callable[[str], Screen[bool]]) -> None:
         model = self.model_here()

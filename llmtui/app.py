@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from llmtui.screen import LlmTui, scopes
 
     try:
-        keymap = read_keymap(keymap_path(os.environ), scopes())
+        keymap = read_keymap(keymap_path(os.environ), scopes)
     except KeymapError as error:
         return _complain(*error.faults)
     app = LlmTui(

@@ -10,9 +10,11 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 from llmd.admin import protocol as p
 from llmd.admin.grammar import Parser, UsageError, build_parser, parse
+from llmtui.state import State
 
 OWN = {"quit": "leave llmtui", "help": "show the keys"}
 _FOREIGN = ("completion",)  # of a shell alone
@@ -163,3 +165,13 @@ class History:
             self._draft = now
         self._place = min(len(self._lines), max(0, self._place + by))
         return self._draft if self._place == len(self._lines) else self._lines[self._place]
+
+
+def must_ask(asked: p.Command[Any], state: State) -> bool:
+    """Return whether a command may hit others, so that it is asked first."""
+    if isinstance(asked, p.Unload | p.Restart):
+        worker = state.workers.get(asked.model)
+        return worker is not None and worker.state != "off"
+    if isinstance(asked, p.Drain):
+        return asked.reject_queued and state.totals.queued > 0
+    return isinstance(asked, p.Stop)

@@ -13,18 +13,11 @@ from textual.screen import Screen
 from llmd.admin import protocol as p
 from llmd.admin.calls import AdminError
 from llmd.admin.grammar import UsageError
-from llmtui import answers
+from llmtui import answers, screens
 from llmtui.acting import Acting
-from llmtui.carry import Carry, must_ask
-from llmtui.command import History, Words, completed, understood, whole_id
+from llmtui.command import History, Words, completed, must_ask, understood, whole_id
 from llmtui.palette import Everything
 from llmtui.rows import Line
-from llmtui.screens.cancel import Cancel
-from llmtui.screens.help import Help
-from llmtui.screens.logs import Logs
-from llmtui.screens.request import RequestDetail
-from llmtui.screens.switch import Switch
-from llmtui.screens.unload import Unload
 from llmtui.state import client_of
 from llmtui.widgets.prompt import Prompt
 
@@ -91,7 +84,7 @@ class Commanding(Acting):
         if words.help:
             text = words.help.splitlines()
             self.push_screen(
-                Help(self.desk, lambda _width: [[(line, "")] for line in text], "Help")
+                screens.Help(self.desk, lambda _width: [[(line, "")] for line in text], "Help")
             )
         elif words.name == "quit":
             self.exit(0)
@@ -105,9 +98,9 @@ class Commanding(Acting):
         if options.json:
             return False
         if name == "why":
-            self.push_screen(RequestDetail(self.desk, self._whole(options.request)))
+            self.push_screen(screens.RequestDetail(self.desk, self._whole(options.request)))
         elif name == "logs":
-            self.push_screen(Logs(self.desk, options.model))
+            self.push_screen(screens.Logs(self.desk, options.model))
         elif name == "watch":
             if not self.board("events").display:
                 self.action_events()
@@ -129,7 +122,7 @@ class Commanding(Acting):
         if getattr(asked, "if_gen", 0) is None:  # on what was seen, and on nothing else
             asked = msgspec.structs.replace(asked, if_gen=self.link.state.generation)
         if must_ask(asked, self.link.state):
-            self.push_screen(Carry(self.desk, asked, words.text))
+            self.push_screen(screens.Carry(self.desk, asked, words.text))
         else:
             self._call(asked, words.text, as_json=options.json)
 
@@ -137,9 +130,9 @@ class Commanding(Acting):
         """Return the window that a key opens for the same, with what was typed chosen in it."""
         if isinstance(asked, p.Cancel):
             hit = self._hit(asked)
-            return Cancel(self.desk, hit) if hit else None
+            return screens.Cancel(self.desk, hit) if hit else None
         if isinstance(asked, p.Switch) and not asked.dry_run:
-            return Switch(
+            return screens.Switch(
                 self.desk,
                 asked.model,
                 evict=asked.evict,
@@ -149,7 +142,7 @@ class Commanding(Acting):
                 if_gen=asked.if_gen,
             )
         if isinstance(asked, p.Unload | p.Restart) and must_ask(asked, self.link.state):
-            return Unload(
+            return screens.Unload(
                 self.desk,
                 asked.model,
                 restart=isinstance(asked, p.Restart),
@@ -202,4 +195,4 @@ class Commanding(Acting):
                 return answers.as_json(answer, width)
             return answers.lines(answer, width, now, self.look)
 
-        self.push_screen(Help(self.desk, shown, f"llmctl {text}"))
+        self.push_screen(screens.Help(self.desk, shown, f"llmctl {text}"))

@@ -12,20 +12,15 @@ from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from textual.binding import Binding
 from textual.keys import KEY_ALIASES, KEY_NAME_REPLACEMENTS, Keys, key_to_character
 
 from llmtui.bindings import spelt
-
-if sys.version_info >= (3, 11) or TYPE_CHECKING:
-    import tomllib
-else:
-    import tomli as tomllib
 
 _MODIFIERS = ("ctrl+", "shift+", "alt+", "super+")
 _NAMED = {key.value for key in Keys if "<" not in key.value}
@@ -54,12 +49,13 @@ def keymap_path(environ: Mapping[str, str]) -> Path:
     return home / "llmd" / "tui.toml"
 
 
-def read_keymap(path: Path, scopes: Iterable[Iterable[Any]]) -> dict[str, str]:
+def read_keymap(path: Path, scopes: Callable[[], Iterable[Iterable[Any]]]) -> dict[str, str]:
     """Return the file's keys by binding id, as Textual wants them; {} without a file.
 
     Args:
         path: Of the file.
-        scopes: The `BINDINGS` of each screen; keys must differ within one.
+        scopes: Returns the `BINDINGS` of each screen; keys must differ within one. Called only if
+            there is a file.
 
     Raises:
         KeymapError: It cannot be read, is no TOML, or names what there is not.
@@ -73,16 +69,25 @@ def read_keymap(path: Path, scopes: Iterable[Iterable[Any]]) -> dict[str, str]:
         raise KeymapError(path, [f"cannot be read: {error.strerror}"]) from error
     if len(data) > _MOST_BYTES:
         raise KeymapError(path, [f"is larger than {_MOST_BYTES} bytes"])
+    keymap, faults = check_keymap(_parsed(path, data), scopes())
+    if faults:
+        raise KeymapError(path, faults)
+    return keymap
+
+
+def _parsed(path: Path, data: bytes) -> dict[str, Any]:
+    # most have no such file, and do not wait for its parser
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
     try:
-        content = tomllib.loads(data.decode())
+        return tomllib.loads(data.decode())
     except UnicodeDecodeError as error:
         raise KeymapError(path, ["is not UTF-8"]) from error
     except tomllib.TOMLDecodeError as error:
         raise KeymapError(path, [f"is no TOML: {error}"]) from error
-    keymap, faults = check_keymap(content, scopes)
-    if faults:
-        raise KeymapError(path, faults)
-    return keymap
 
 
 def check_keymap(

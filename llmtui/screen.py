@@ -6,35 +6,39 @@ from typing import ClassVar
 
 from textual.binding import BindingType
 
+from llmtui import screens
 from llmtui.bindings import bindings, help_lines
-from llmtui.carry import Carry
 from llmtui.commanding import Commanding
 from llmtui.rows import Line
-from llmtui.screens.cancel import Cancel
-from llmtui.screens.help import Help, window_lines
-from llmtui.screens.logs import Logs
-from llmtui.screens.request import RequestDetail
-from llmtui.screens.switch import Switch
-from llmtui.screens.unload import Unload
-from llmtui.screens.window import Window
-from llmtui.screens.worker import WorkerDetail
-
-_WINDOWS = (Help, RequestDetail, WorkerDetail, Logs, Switch, Unload, Cancel, Carry)
 
 
 def scopes() -> list[list[BindingType]]:
     """Return the bindings that work at the same time: the board's, and each window's."""
+    from llmtui.screens.window import Window
+
     found = [bindings()]
-    for window in _WINDOWS:
+    for window in _windows():
         kinds = [kind for kind in window.__mro__ if issubclass(kind, Window)]
         found.append([b for kind in kinds for b in kind.__dict__.get("BINDINGS", ())])
     return found
+
+
+def _windows() -> list[type]:
+    return [getattr(screens, name) for name in screens.WINDOWS]
 
 
 class LlmTui(Commanding):
     """The operators' screen; see `llmtui.board.Board` for its arguments."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings()
+
+    def on_ready(self) -> None:
+        """Load what the first frame, which now stands, could do without.
+
+        Not later either: the first key should not wait for it, and the files of a program that is
+        left open all day may be replaced by those of another version.
+        """
+        _windows()
 
     def action_leave(self) -> None:
         """Leave, from wherever one is."""
@@ -46,10 +50,12 @@ class LlmTui(Commanding):
 
     def action_help(self) -> None:
         """Show the keys."""
+        from llmtui.screens.help import window_lines
+
         ascii_only = self.look.ascii_only
 
         def lines(width: int) -> list[Line]:
             own = help_lines(self.keymap, width, ascii_only=ascii_only)
             return [*own, [], *window_lines(self.keymap, width, ascii_only=ascii_only)]
 
-        self.push_screen(Help(self.desk, lines))
+        self.push_screen(screens.Help(self.desk, lines))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,25 @@ def test_styles_are_read_once(colours, monkeypatch):
     monkeypatch.setattr(stylesheet, "parse", parsed)
     first_frame(Box, colours)
     assert [path for path, _ in read].count(str(Frames.CSS_PATH)) == 1
+
+
+def test_windows_are_imported_after_the_board():
+    code = (
+        "import sys, llmtui.screen, llmtui.keymap\n"
+        "found = [n for n in sys.modules if n.startswith('llmtui.screens.')]\n"
+        "found += [n for n in ('tomllib', 'tomli') if n in sys.modules]\n"
+        "print(*sorted(found))\n"
+        "from llmtui import screens\n"
+        "print(*[getattr(screens, name).__name__ for name in screens.WINDOWS])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    first, all_of_them = done.stdout.splitlines()
+    assert first == "llmtui.screens.desk llmtui.screens.flow", done
+    assert {"Help", "Logs", "Switch"} < set(all_of_them.split())
+
+
+def test_there_is_no_window_of_another_name():
+    with pytest.raises(ImportError):
+        exec("from llmtui.screens import Door")  # noqa: S102

@@ -7,9 +7,9 @@ import pytest
 from llmd.admin import protocol as p
 from llmd.admin.grammar import UsageError
 from llmtui import answers
-from llmtui.carry import hits, must_ask
-from llmtui.command import History, completed, understood, whole_id
+from llmtui.command import History, completed, must_ask, understood, whole_id
 from llmtui.rows import Look
+from llmtui.screens.carry import hits
 from llmtui.state import State
 
 NOW = 1000.0

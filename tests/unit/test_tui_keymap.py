@@ -83,12 +83,12 @@ def test_a_file_that_is_none(tmp_path, text, words):
     path = tmp_path / "tui.toml"
     path.write_bytes(text)
     with pytest.raises(KeymapError, match=r"tui\.toml") as caught:
-        read_keymap(path, scopes())
+        read_keymap(path, scopes)
     assert words in caught.value.faults[0]
 
 
 def test_no_file_changes_nothing(tmp_path):
-    assert read_keymap(tmp_path / "none.toml", scopes()) == {}
+    assert read_keymap(tmp_path / "none.toml", scopes) == {}
 
 
 def test_what_is_printed_is_a_file_that_changes_nothing(tmp_path, capsys, monkeypatch):
@@ -98,7 +98,7 @@ def test_what_is_printed_is_a_file_that_changes_nothing(tmp_path, capsys, monkey
     path.parent.mkdir()
     path.write_text(capsys.readouterr().out)
     kept = {b.id: b.key for scope in scopes() for b in scope if b.id}
-    assert read_keymap(path, scopes()) == kept
+    assert read_keymap(path, scopes) == kept
     assert len(template([bindings()], {})) == len(KEYS) + 1
 
 

@@ -79,13 +79,3 @@ def hits(asked: p.Command[Any], state: State) -> Sequence[str]:
             sentences.insert(0, f"Unloads {', '.join(up) or 'nothing'}.")
         return sentences
     return ()
-
-
-def must_ask(asked: p.Command[Any], state: State) -> bool:
-    """Return whether a command may hit others, so that it is asked first."""
-    if isinstance(asked, p.Unload | p.Restart):
-        worker = state.workers.get(asked.model)
-        return worker is not None and worker.state != "off"
-    if isinstance(asked, p.Drain):
-        return asked.reject_queued and state.totals.queued > 0
-    return isinstance(asked, p.Stop)
