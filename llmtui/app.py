@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("ESCDELAY", "25")
     for name in ("COLUMNS", "LINES"):  # textual would believe these for ever, whatever the size is
         os.environ.pop(name, None)
+    # what a start makes stays: to look it through for garbage, again and again, finds nothing and
+    # takes a tenth of the time to the first frame; see `LlmTui.on_ready`
+    gc.disable()
     # textual takes time to import, and --once does without
     from llmtui.keymap import KeymapError, keymap_path, read_keymap
     from llmtui.screen import LlmTui, scopes

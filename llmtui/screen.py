@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import ClassVar
 
 from textual.binding import BindingType
@@ -39,6 +40,9 @@ class LlmTui(Commanding):
         left open all day may be replaced by those of another version.
         """
         _windows()
+        if not gc.isenabled():  # the program's own start, see `llmtui.app.main`
+            gc.freeze()
+            gc.enable()
 
     def action_leave(self) -> None:
         """Leave, from wherever one is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,18 @@ def test_windows_are_imported_after_the_board():
     first, all_of_them = done.stdout.splitlines()
     assert first == "llmtui.screens.desk llmtui.screens.flow", done
     assert {"Help", "Logs", "Switch"} < set(all_of_them.split())
+
+
+def test_garbage_is_looked_for_again_once_the_first_frame_stands():
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        first_frame(Box)
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
+        gc.enable()
 
 
 def test_there_is_no_window_of_another_name():
