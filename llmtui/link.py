@@ -187,4 +187,12 @@ class Link:
                 except StopAsyncIteration:
                     return
                 self.state = heard(self.state, message, self._clock())
-                self._changed()
+                if not _only_lives(message):
+                    self._changed()
+
+
+def _only_lives(message: p.Snapshot | p.Event | p.Lagged) -> bool:
+    """Return whether a message tells nothing but that the daemon is there."""
+    return isinstance(message, p.Event) and message == p.Event(
+        id=message.id, seq=message.seq, at=message.at
+    )

@@ -26,9 +26,9 @@ class Meter:
 
     def sample(self) -> Own:
         """Return what the last whole window cost."""
-        at, cpu, written = _readings()
-        passed = at - self._last[0]
-        if passed >= _WINDOW_S:
+        if time.monotonic() - self._last[0] >= _WINDOW_S:
+            at, cpu, written = _readings()
+            passed = at - self._last[0]
             before = self._last[2]
             rate = None if written is None or before is None else (written - before) / passed
             self.own = Own(cpu=(cpu - self._last[1]) / passed, bytes_per_s=rate)

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from tui_box import Box
 
+from llmd.admin import protocol as p
 from llmtui import link as module
 from llmtui.header import link as link_word
 from llmtui.link import Link
@@ -91,3 +92,33 @@ def test_the_time_of_an_answer_is_always_the_last_one():
         assert link.state.link == "live"
 
     follow(steps)
+
+
+class Living(Box):
+    """Says that it lives, then that somebody came."""
+
+    async def subscribe(self, *topics):
+        async for message in super().subscribe():
+            yield message
+            break
+        for number in range(2, 5):
+            yield p.Event(id=1, seq=number, at=1000.0 + number)
+        yield p.Event(id=1, seq=5, at=1005.0, totals=p.Totals(running=7))
+        await asyncio.sleep(3600)
+
+
+def test_a_sign_of_life_is_heard_and_changes_nothing():
+    async def run():
+        seen = []
+        clock = iter(range(1000))
+        link = Link(Living, lambda: seen.append(link.state), lambda: float(next(clock)))
+        task = asyncio.create_task(link.run())
+        while link.state.totals.running != 7:
+            await asyncio.sleep(0.005)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        first, last = seen
+        assert (first.link, last.totals.running) == ("live", 7)
+        assert last.heard_at >= first.heard_at + 4
+
+    asyncio.run(asyncio.wait_for(run(), 20))
