@@ -7,9 +7,10 @@ what is sent. Here each update is compared with what was sent before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import repeat, zip_longest
+from itertools import groupby, repeat, zip_longest
+from operator import itemgetter
 from typing import ClassVar
 
 from rich.cells import cell_len
@@ -76,6 +77,8 @@ class LeanApp(App[int]):
 
 
 Cell = tuple[str, "Style | None"]
+_STYLE: Callable[[Cell], Style | None] = itemgetter(1)
+_PLAIN = Style.null()
 
 
 class Glass:
@@ -88,9 +91,9 @@ class Glass:
         """Know nothing: what is drawn next is sent whole."""
         self._lines.clear()
 
-    def take(self, x: int, y: int, strip: Strip) -> list[tuple[int, int]]:
+    def take(self, x: int, y: int, new: list[Cell]) -> list[tuple[int, int]]:
         """Note what is drawn from a cell on; return the spans of it that must be sent."""
-        line, new = self._lines.get(y), cells(strip)
+        line = self._lines.get(y)
         end = x + len(new)
         if line is None or len(line) < end:
             if x == 0:
@@ -148,9 +151,10 @@ class Narrow(CompositorUpdate):
         """Return what is to be written."""
         pen = Pen(_system(console))
         for x, y, strip in _pieces(self._update):
-            for begin, end in self._glass.take(x, y, strip):
+            line = cells(strip)
+            for begin, end in self._glass.take(x, y, line):
                 pen.move(x + begin, y)
-                pen.draw(strip.crop(begin, end))
+                pen.draw(line[begin:end])
         return pen.written()
 
 
@@ -184,12 +188,11 @@ class Pen:
         """Go to a cell."""
         self._parts.append(f"\x1b[{y + 1};{x + 1}H")
 
-    def draw(self, strip: Strip) -> None:
+    def draw(self, line: Iterable[Cell]) -> None:
         """Draw from there on."""
-        for text, style, control in strip:
-            if text and not control:
-                self._take(_codes(style or Style.null(), self._system))
-                self._parts.append(text)
+        for style, run in groupby(line, _STYLE):
+            self._take(_codes(style or _PLAIN, self._system))
+            self._parts.extend(char for char, _ in run)
 
     def _take(self, codes: tuple[str, str, str]) -> None:
         before, self._codes = self._codes, codes

@@ -19,7 +19,7 @@ import llmtui
 from llmtui.demo import Demo
 from llmtui.picture import MOMENT, runs
 from llmtui.screen import LlmTui
-from llmtui.wire import Narrow, Pen, cells, differences
+from llmtui.wire import Glass, Narrow, Pen, cells, differences
 
 TOKEN = re.compile(r"\x1b\[([\d;]*)([A-Za-z])|([^\x1b\n]+)|\n")
 
@@ -206,9 +206,18 @@ def test_differences_are_spans_of_cells():
 def test_a_colour_is_sent_when_it_changes():
     pen = Pen(ColorSystem.TRUECOLOR)
     pen.move(3, 1)
-    pen.draw(strip_of(("a", "#010203 on #040506"), ("b", "#010203 on #040506"), ("c", "#070809")))
-    pen.draw(strip_of(("d", "bold #070809"), ("e", "#070809")))
+    pen.draw(line(("a", "#010203 on #040506"), ("b", "#010203 on #040506"), ("c", "#070809")))
+    pen.draw(line(("d", "bold #070809"), ("e", "#070809")))
     assert pen.written() == (
         "\x1b[2;4H\x1b[0;38;2;1;2;3;48;2;4;5;6mab\x1b[38;2;7;8;9;49mc"
         "\x1b[0;1;38;2;7;8;9md\x1b[0;38;2;7;8;9me\x1b[0m"
     )
+
+
+def test_a_wide_character_is_sent_whole():
+    glass, pen = Glass(), Pen(ColorSystem.TRUECOLOR)
+    glass.take(0, 0, line(("a中b", "")))
+    new = line(("a国b", ""))
+    ((begin, end),) = glass.take(0, 0, new)
+    pen.draw(new[begin:end])
+    assert pen.written() == "\x1b[0m国\x1b[0m"
