@@ -23,7 +23,7 @@ MANY = list(range(100_000, 100_400))  # more than Python's own getsockopt has ro
 
 _BECOME = """
 import difflib, locale, os, shutil, socket, sys, unicodedata
-import llmd.ctl.render
+import llmd.ctl.program, llmd.ctl.render
 from llmd.admin.grammar import parse
 from llmd.ctl import main
 parse(["status"])

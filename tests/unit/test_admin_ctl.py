@@ -1,4 +1,4 @@
-"""llmctl without a daemon: its grammar, its tables, its completion, how it starts."""
+"""llmctl without a daemon: its grammar, its tables, its completion."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from llmd.admin import protocol as p
 from llmd.admin import units
 from llmd.admin.calls import AdminError, Codec
 from llmd.admin.grammar import SHELLS, UsageError, build_parser, line_of, parse, parse_quickly
-from llmd.ctl import render, tables
+from llmd.ctl import program, render, tables
 from llmd.ctl.completion import script
 from llmd.ctl.tables import Style
 
@@ -111,7 +111,7 @@ def test_the_line_of_a_command_says_the_same_command(wanted):
 def test_wrong_usage_is_told(words, capsys):
     with pytest.raises(UsageError):
         parse(words)
-    assert ctl.main(words) == ctl.USAGE
+    assert ctl.main(words) == program.USAGE
     assert "usage: llmctl" in capsys.readouterr().err
 
 
@@ -127,7 +127,7 @@ def test_wrong_usage_is_told(words, capsys):
     ],
 )
 def test_a_slip_of_the_finger_gets_a_guess(words, told, capsys):
-    assert ctl.main(words) == ctl.USAGE
+    assert ctl.main(words) == program.USAGE
     err = capsys.readouterr().err
     assert told in err
     assert "usage: llmctl" in err
@@ -162,9 +162,9 @@ def test_flags_for_all_may_stand_before_or_after_the_command():
 
 def test_without_a_daemon_it_says_so(tmp_path, capsys):
     path = tmp_path / "no.sock"
-    assert ctl.main(["--socket", str(path), "status"]) == ctl.UNREACHABLE
+    assert ctl.main(["--socket", str(path), "status"]) == program.UNREACHABLE
     assert f"no llmd is running; tried {path} (not there)" in capsys.readouterr().err
-    assert ctl.main(["--json", "--socket", str(path), "status"]) == ctl.UNREACHABLE
+    assert ctl.main(["--json", "--socket", str(path), "status"]) == program.UNREACHABLE
     error = json.loads(capsys.readouterr().err)["error"]
     assert error["code"] == "unreachable"
 
@@ -176,7 +176,7 @@ def test_it_says_every_place_where_it_looked(tmp_path, monkeypatch, capsys):
     with socket.socket(socket.AF_UNIX) as dead:
         monkeypatch.chdir(tmp_path)
         dead.bind("admin.sock")
-    assert ctl.main(["status"]) == ctl.UNREACHABLE
+    assert ctl.main(["status"]) == program.UNREACHABLE
     err = capsys.readouterr().err
     assert f"{tmp_path / 'admin.sock'} (nobody listens), {tmp_path / 'system.sock'}" in err
     assert "--socket or $LLMD_SOCKET" in err
@@ -193,15 +193,15 @@ def test_the_places_of_the_socket(tmp_path):
 
 def test_what_is_not_built_yet_is_refused_and_not_in_the_help(capsys):
     for name in p.NOT_BUILT:
-        assert ctl.main([name, "list"]) == ctl.REFUSED
+        assert ctl.main([name, "list"]) == program.REFUSED
         assert f"{name} is not supported yet" in capsys.readouterr().err
         assert f"\n    {name} " not in build_parser().format_help()
-    assert ctl.main(["--json", "--socket", "S", "users", "list"]) == ctl.REFUSED
+    assert ctl.main(["--json", "--socket", "S", "users", "list"]) == program.REFUSED
     assert json.loads(capsys.readouterr().err)["error"]["code"] == "not_supported"
 
 
 def test_switch_without_a_name_needs_a_terminal(capsys):
-    assert ctl.main(["switch"]) == ctl.USAGE
+    assert ctl.main(["switch"]) == program.USAGE
     assert "needs the name" in capsys.readouterr().err
 
 
@@ -263,7 +263,7 @@ def test_what_an_encoding_has_not_is_replaced():
     for as_json, answer in ((False, queue), (True, p.Models(models=(model,)))):
         raw = io.BytesIO()
         out = io.TextIOWrapper(raw, encoding="ascii")
-        ctl._Output(out, Style(), json=as_json).show(answer)
+        program._Output(out, Style(), json=as_json).show(answer)
         line = raw.getvalue().decode("ascii").splitlines()[0]
         assert json.loads(line)["name"] == "mé" if as_json else line.startswith("queued 0/-")
 
@@ -284,31 +284,6 @@ def test_a_request_that_ended_says_in_words_how(end, why):
     request = p.Request(id="r-1", received_at=1000.0, ended_at=1001.0, **end)
     lines = render.requests(p.Requests(requests=(request,), total=1), Style(), 1010.0)
     assert lines[-1].endswith(f"  {why}")
-
-
-def test_it_starts_without_what_is_slow():
-    """Whatever a command imports when it runs counts, too."""
-    code = (
-        "import sys\n"
-        "from llmd import ctl\n"
-        "from llmd.admin import protocol as p\n"
-        "assert ctl.main(['--socket', '/none', 'status']) == 3\n"
-        "from llmd.ctl import render\n"
-        "daemon = p.Daemon(version='', pid=1, host='', started_at=0, state='ok',\n"
-        "                  admission_open=True, generation=0)\n"
-        "worker = p.Worker(model='m', state='ready')\n"
-        "status = p.Status(daemon=daemon, totals=p.Totals(), workers=(worker,))\n"
-        "assert render.text(status, ctl.style(sys.stdout, {}), 0.0)\n"
-        "slow = {'trio', 'textual', 'rich', 'asyncio', 'httpx', 'quart', 'logging', 'difflib',\n"
-        "        'llmd.config', 'llmd.ctl.completion', 'llmd.admin.server'}\n"
-        # below 3.11 msgspec loads it, through uuid
-        "slow |= {'subprocess'} if sys.version_info >= (3, 11) else set()\n"
-        "sys.exit(', '.join(slow & set(sys.modules)) or None)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
 
 
 # --- looks ---------------------------------------------------------------------------------
@@ -366,10 +341,10 @@ class Screen:
 
 
 def test_colours_are_for_terminals_that_want_them():
-    assert ctl.style(Screen(tty=True), {}).colour
-    assert not ctl.style(Screen(tty=False), {}).colour
-    assert not ctl.style(Screen(tty=True), {"NO_COLOR": "1"}).colour
-    assert not ctl.style(Screen(tty=True), {"TERM": "dumb"}).colour
+    assert program.style(Screen(tty=True), {}).colour
+    assert not program.style(Screen(tty=False), {}).colour
+    assert not program.style(Screen(tty=True), {"NO_COLOR": "1"}).colour
+    assert not program.style(Screen(tty=True), {"TERM": "dumb"}).colour
 
 
 @pytest.mark.parametrize(
