@@ -12,6 +12,7 @@ from typing import Any, NoReturn, Protocol, TypeAlias
 
 from llmd import __version__
 from llmd.admin import protocol as p
+from llmd.admin.plain import BARE, why
 from llmd.core.lifecycle import RequestState
 
 SHELLS = ("bash", "zsh", "fish")
@@ -134,8 +135,8 @@ Add: TypeAlias = Callable[[str, str, "Make | None"], Options]
 
 
 def _looking(command: Add) -> None:
-    command("status", "Show daemon, totals and workers.", lambda _: p.GetStatus())
-    command("models", "List the models that llmd knows.", lambda _: p.GetModels())
+    command("status", "Show daemon, totals and workers.", BARE["status"])
+    command("models", "List the models that llmd knows.", BARE["models"])
     requests = command(
         "requests",
         "List requests.",
@@ -154,9 +155,9 @@ def _looking(command: Add) -> None:
     requests.add_argument("--key", metavar="KEY", default="", help="only those of this key")
     requests.add_argument("-a", "--ended", action="store_true", help="ended ones, too")
     requests.add_argument("--limit", metavar="N", type=_count, default=1000, help="N at most")
-    command("queue", "Show what waits.", lambda _: p.GetQueue())
-    why = command("why", "Tell a request's whole story.", lambda o: p.GetWhy(request=o.request))
-    why.add_argument("request", metavar="ID")
+    command("queue", "Show what waits.", BARE["queue"])
+    story = command("why", "Tell a request's whole story.", why)
+    story.add_argument("request", metavar="ID")
     logs = command(
         "logs",
         "Show what a model's worker said.",
@@ -171,7 +172,7 @@ def _looking(command: Add) -> None:
     watch.add_argument(
         "topics", metavar="TOPIC", nargs="*", help=f"of {', '.join(p.TOPICS)}; none = all"
     )
-    command("version", "Print the versions of llmctl and of the daemon.", lambda _: p.GetVersion())
+    command("version", "Print the versions of llmctl and of the daemon.", BARE["version"])
 
 
 def _models(command: Add) -> None:
@@ -247,7 +248,7 @@ def _requests(command: Add) -> None:
         lambda o: p.Drain(reject_queued=o.reject_queued),
     )
     drain.add_argument("--reject-queued", action="store_true", help="turn away what waits, too")
-    command("resume", "Admit again.", lambda _: p.Resume())
+    command("resume", "Admit again.", BARE["resume"])
 
 
 def _leaving(parser: Options) -> None:

@@ -10,25 +10,24 @@ import contextlib
 import os
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 import msgspec
 
 from llmd import __version__
 from llmd.admin import protocol as p
-from llmd.admin.grammar import (
-    UsageError,
-    build_parser,
-    commands_of,
-    did_you_mean,
-    parse_quickly,
-)
+from llmd.admin.plain import parse_plainly
 from llmd.client import AdminError, BadReply, Client, Refused, Unreachable
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+    from types import SimpleNamespace
+
+    from llmd.admin.grammar import UsageError
     from llmd.ctl.tables import Style
+
+    Options: TypeAlias = Namespace | SimpleNamespace
 
 DONE, REFUSED, USAGE, UNREACHABLE = 0, 1, 2, 3
 _PLAIN: Mapping[int, str] = {ord("∞"): "-", ord("…"): "~"}
@@ -72,17 +71,14 @@ def _write_no_more() -> None:
 def _carry_out(words: Sequence[str]) -> int:
     if words[:1] == ["_names"]:
         return _names(words[1:])
-    json = _wants_json(words)
-    try:
-        options = parse_quickly(words)
-    except UsageError as error:
-        named = next((word for word in words if word in p.NOT_BUILT), "")
-        if named and not commands_of(build_parser()).keys() & set(words):
-            message = f"{named} is not supported yet by this version of llmd"
-            return _complain(message, REFUSED, json=json, code="not_supported")
-        if not json:
-            _say(error.usage)
-        return _complain(str(error), USAGE, json=json, code="usage")
+    options: Options | None = parse_plainly(words)
+    if options is None:
+        from llmd.admin.grammar import UsageError, parse_quickly
+
+        try:
+            options = parse_quickly(words)
+        except UsageError as error:
+            return _misused(words, error)
     try:
         return _run(options)
     except KeyboardInterrupt:
@@ -95,8 +91,23 @@ def _carry_out(words: Sequence[str]) -> int:
         return _complain(str(error), USAGE, json=options.json, code="usage")
 
 
-def _run(options: Namespace) -> int:
+def _misused(words: Sequence[str], error: UsageError) -> int:
+    """Say what is wrong with words that are no command, and return the exit status."""
+    from llmd.admin.grammar import build_parser, commands_of
+
+    json = _wants_json(words)
+    named = next((word for word in words if word in p.NOT_BUILT), "")
+    if named and not commands_of(build_parser()).keys() & set(words):
+        message = f"{named} is not supported yet by this version of llmd"
+        return _complain(message, REFUSED, json=json, code="not_supported")
+    if not json:
+        _say(error.usage)
+    return _complain(str(error), USAGE, json=json, code="usage")
+
+
+def _run(options: Options) -> int:
     if options.name == "completion":
+        from llmd.admin.grammar import build_parser
         from llmd.ctl.completion import script
 
         sys.stdout.write(script(build_parser(), options.shell))
@@ -104,6 +115,8 @@ def _run(options: Namespace) -> int:
     if options.make is None:
         if options.json:
             return _complain("name a command", USAGE, json=True, code="usage")
+        from llmd.admin.grammar import build_parser
+
         build_parser().print_help(sys.stderr)
         return USAGE
     if options.name == "switch" and not options.model:
@@ -128,7 +141,7 @@ def _run(options: Namespace) -> int:
     return REFUSED if refused or missed else DONE
 
 
-def _follow(client: Client, options: Namespace, out: _Output) -> int:
+def _follow(client: Client, options: Options, out: _Output) -> int:
     """Show what goes on until the daemon ends."""
     if options.name == "watch":
         for message in client.subscribe(*options.topics):
@@ -139,7 +152,7 @@ def _follow(client: Client, options: Namespace, out: _Output) -> int:
     return _complain("llmd has ended", UNREACHABLE, json=options.json, code="unreachable")
 
 
-def _version(options: Namespace) -> int:
+def _version(options: Options) -> int:
     """Print both versions; without a daemon that of llmctl is still known."""
     try:
         with Client(options.socket) as client:
@@ -154,7 +167,7 @@ def _version(options: Namespace) -> int:
     return DONE
 
 
-def _choose(options: Namespace) -> str:
+def _choose(options: Options) -> str:
     """Return the model that the person at the terminal picks from a list; "" for none."""
     from llmd.ctl import render
 
@@ -174,6 +187,8 @@ def _choose(options: Namespace) -> str:
     if said.isascii() and said.isdigit() and 1 <= int(said) <= len(names):
         return names[int(said) - 1]
     if said and said not in names:
+        from llmd.admin.grammar import did_you_mean
+
         _complain(f"there is no {said!r} in the list{did_you_mean(said, names)}", REFUSED)
         return ""
     return said

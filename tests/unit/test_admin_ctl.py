@@ -22,6 +22,7 @@ from llmd.admin import protocol as p
 from llmd.admin import units
 from llmd.admin.calls import AdminError, Codec
 from llmd.admin.grammar import SHELLS, UsageError, build_parser, line_of, parse, parse_quickly
+from llmd.admin.plain import BARE, parse_plainly
 from llmd.ctl import program, render, tables
 from llmd.ctl.completion import script
 from llmd.ctl.tables import Style
@@ -144,6 +145,47 @@ def test_a_slip_of_the_finger_gets_a_guess(words, told, capsys):
 def test_building_one_commands_parser_only_is_not_seen(words):
     assert parse_quickly(words).name == "queue"
     assert vars(parse_quickly(words)).keys() == vars(parse(words)).keys()
+
+
+WORDS = st.lists(
+    st.sampled_from(
+        [*BARE, "why", "--json", "--socket", "S", "r-1", "", "-1", "--", "-h", "-a", "--socket=S"]
+        + ["--limit", "a b", "-x y", "stop", "--ended", "--jso"]
+    ),
+    max_size=6,
+)
+
+
+@given(WORDS)
+def test_a_plain_line_means_what_the_grammar_says(words):
+    plain = parse_plainly(words)
+    if plain is not None:
+        said = parse(words)
+        assert (plain.name, plain.json, plain.socket) == (said.name, said.json, said.socket)
+        assert plain.make(plain) == said.make(said)
+
+
+@pytest.mark.parametrize(
+    ("words", "plain"),
+    [
+        *((name, True) for name in BARE),
+        ("why r-1", True),
+        ("--socket S --json why r-1", True),
+        ("why --json r-1 --socket S", True),
+        ("", False),
+        ("why", False),
+        ("why r-1 r-2", False),
+        ("status r-1", False),
+        ("requests -a", False),
+        ("status --socket", False),
+        ("status --socket -S", False),
+        ("status --help", False),
+        ("-- status", False),
+        ("watch", False),
+    ],
+)
+def test_which_lines_are_plain(words, plain):
+    assert (parse_plainly(words.split()) is not None) is plain
 
 
 def test_help_names_all_commands_whatever_stands_before_it(capsys):

@@ -57,7 +57,8 @@ FOREIGN = {
 """Packages that other programs of ours need."""
 
 UNUSED = {
-    "asyncio", "difflib", "logging", "llmd.config", "llmd.admin.server", "llmd.ctl.completion",
+    "asyncio", "difflib", "argparse", "logging", "llmd.admin.grammar", "llmd.admin.server",
+    "llmd.config", "llmd.core", "llmd.ctl.completion",
 }  # fmt: skip
 """What a command that people type all day does without."""
 
