@@ -1,7 +1,8 @@
 """Where things are on this box: the home, state and runtime directories, and the admin socket.
 
 Nothing is created here, and the environment is handed in. Clients use this too, so it imports
-nothing of llmd.
+nothing of llmd; and not pathlib, which takes longer to import than `llmctl` has to spare, so that
+places are strings here. `llmd.config.places` has them as paths.
 """
 
 from __future__ import annotations
@@ -9,39 +10,38 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Mapping
-from pathlib import Path
 
 SOCKET_NAME = "admin.sock"
-SYSTEM_SOCKET = Path("/run/llmd") / SOCKET_NAME
+SYSTEM_SOCKET = f"/run/llmd/{SOCKET_NAME}"
 
 
-def home_dir(env: Mapping[str, str]) -> Path:
+def home_dir(env: Mapping[str, str]) -> str:
     """Return the home directory: `$HOME`, else what the user database says."""
-    return Path(env.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir)
+    return env.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir
 
 
-def state_dir(env: Mapping[str, str]) -> Path:
+def state_dir(env: Mapping[str, str]) -> str:
     """Return what outlives a restart: `$STATE_DIRECTORY`, else `llmd` in `$XDG_STATE_HOME`."""
     given = _first(env.get("STATE_DIRECTORY", ""))
-    if given is not None:
+    if given:
         return given
     base = _absolute(env.get("XDG_STATE_HOME", ""))
-    return (base or home_dir(env) / ".local" / "state") / "llmd"
+    return _below(base or _below(home_dir(env), ".local/state"), "llmd")
 
 
-def runtime_dir(env: Mapping[str, str]) -> Path:
+def runtime_dir(env: Mapping[str, str]) -> str:
     """Return the place of sockets.
 
     That is `$RUNTIME_DIRECTORY`, else `llmd` in `$XDG_RUNTIME_DIR`, else the state directory.
     """
     given = _first(env.get("RUNTIME_DIRECTORY", ""))
-    if given is not None:
+    if given:
         return given
     base = _absolute(env.get("XDG_RUNTIME_DIR", ""))
-    return base / "llmd" if base is not None else state_dir(env)
+    return _below(base, "llmd") if base else state_dir(env)
 
 
-def find_sockets(named: str | Path | None, env: Mapping[str, str]) -> tuple[Path, ...]:
+def find_sockets(named: str | os.PathLike[str] | None, env: Mapping[str, str]) -> tuple[str, ...]:
     """Return where a client looks for the admin socket, the likeliest place first.
 
     Args:
@@ -49,21 +49,31 @@ def find_sockets(named: str | Path | None, env: Mapping[str, str]) -> tuple[Path
         env: `$LLMD_SOCKET` is the only place, too; else the runtime directory goes before the
             system's.
     """
-    given = named or env.get("LLMD_SOCKET", "")
+    given = os.fspath(named or env.get("LLMD_SOCKET", ""))
+    if given.startswith("~"):  # of a shell that left it alone
+        from pathlib import Path
+
+        return (str(Path(given).expanduser()),)
     if given:
-        return (Path(given).expanduser(),)
+        return (given,)
     try:
-        own = runtime_dir(env) / SOCKET_NAME
+        own = _below(runtime_dir(env), SOCKET_NAME)
     except KeyError:  # a user without a home, and without an entry that names one
         return (SYSTEM_SOCKET,)
     return (own,) if own == SYSTEM_SOCKET else (own, SYSTEM_SOCKET)
 
 
-def _first(value: str) -> Path | None:
+def _below(directory: str, name: str) -> str:
+    return f"{directory.rstrip('/')}/{name}"
+
+
+def _first(value: str) -> str:
     # systemd joins the directories of a unit with colons
     return _absolute(value.split(":", 1)[0])
 
 
-def _absolute(value: str) -> Path | None:
-    # the XDG specification has relative paths ignored
-    return Path(value) if value.startswith("/") else None
+def _absolute(value: str) -> str:
+    """Return an absolute path without what says nothing in it; "" for another."""
+    if not value.startswith("/"):
+        return ""  # the XDG specification has relative paths ignored
+    return "/" + "/".join(part for part in value.split("/") if part not in ("", "."))

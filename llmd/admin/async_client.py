@@ -28,9 +28,11 @@ class AsyncClient(Asking):
         timeout_s: For an answer, except to what is asked to `wait`; None = no limit.
     """
 
-    def __init__(self, path: str | Path | None = None, *, timeout_s: float | None = 10.0) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, *, timeout_s: float | None = 10.0
+    ) -> None:
         self._places = find_sockets(path, os.environ)
-        self.path = self._places[0]
+        self.path = Path(self._places[0])
         self._timeout_s = timeout_s
         self._codec = Codec()
         self._link: _Link | None = None
@@ -56,7 +58,7 @@ class AsyncClient(Asking):
             Unreachable: There is no daemon, or this user may not use the socket.
         """
         self._link = await _Link.open(*self._places)
-        self.path = self._link.path
+        self.path = Path(self._link.path)
         self._reading = asyncio.create_task(self._read(self._link))
 
     async def close(self) -> None:
@@ -156,7 +158,7 @@ class AsyncClient(Asking):
 
     async def _stream(self, command: p.Command[R]) -> AsyncGenerator[p.AnyMessage, None]:
         codec = Codec()
-        link = await _Link.open(self.path)
+        link = await _Link.open(str(self.path))
         try:
             command = codec.numbered(command)
             await link.send(codec.line(command))
@@ -173,19 +175,19 @@ class _Link:
     """Lines over an asyncio stream."""
 
     def __init__(
-        self, path: Path, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, path: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self.path = path
         self._reader = reader
         self._writer = writer
 
     @classmethod
-    async def open(cls, *places: Path) -> _Link:
+    async def open(cls, *places: str) -> _Link:
         """Return a link to the first of the places where somebody listens."""
-        tried: dict[Path, OSError] = {}
+        tried: dict[str, OSError] = {}
         for path in places:
             try:
-                streams = await asyncio.open_unix_connection(str(path), limit=MAX_LINE_BYTES + 1)
+                streams = await asyncio.open_unix_connection(path, limit=MAX_LINE_BYTES + 1)
             except OSError as error:
                 tried[path] = error
             else:

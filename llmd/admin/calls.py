@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -120,12 +119,12 @@ class Codec:
         return None if isinstance(message, p.Ended) else message
 
 
-def unreachable(path: object, error: OSError) -> Unreachable:
+def unreachable(path: str, error: OSError) -> Unreachable:
     """Return what to tell a person about a socket that broke."""
     return Unreachable(f"the connection to llmd at {path} broke: {error.strerror or error}")
 
 
-def nobody(tried: Mapping[Path, OSError]) -> Unreachable:
+def nobody(tried: Mapping[str, OSError]) -> Unreachable:
     """Return what to tell a person when there is no daemon at any of the places tried."""
     if any(isinstance(error, PermissionError) for error in tried.values()):
         head = "this user may not use llmd's admin socket"

@@ -6,15 +6,17 @@ import os
 import socket
 from collections import deque
 from collections.abc import Generator
-from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from llmd.admin import protocol as p
 from llmd.admin.asking import Asking
 from llmd.admin.calls import BadReply, Codec, Unreachable, nobody, unreachable
 from llmd.admin.framing import LineSplitter, LineTooLong
 from llmd.places import find_sockets
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 R = TypeVar("R")
 _RECEIVE_BYTES = 65536
@@ -33,11 +35,12 @@ class Client(Asking):
         Unreachable: There is no daemon, or this user may not use the socket.
     """
 
-    def __init__(self, path: str | Path | None = None, *, timeout_s: float | None = 10.0) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, *, timeout_s: float | None = 10.0
+    ) -> None:
         self._timeout_s = timeout_s
         self._codec = Codec()
         self._link = _Link.open(*find_sockets(path, os.environ))
-        self.path = self._link.path
 
     def __enter__(self) -> Client:
         return self
@@ -49,6 +52,13 @@ class Client(Asking):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def path(self) -> Path:
+        """The socket of the daemon that answers."""
+        from pathlib import Path  # slow to import, and llmctl has no use for it
+
+        return Path(self._link.path)
 
     def close(self) -> None:
         """Hang up. Idempotent."""
@@ -102,7 +112,7 @@ class Client(Asking):
 
     def _stream(self, command: p.Command[R]) -> Generator[p.AnyMessage, None, None]:
         codec = Codec()
-        link = _Link.open(self.path)
+        link = _Link.open(self._link.path)
         try:
             command = codec.numbered(command)
             link.send(codec.line(command))
@@ -126,20 +136,20 @@ class ConnectionEnded(Unreachable):
 class _Link:
     """Lines over a blocking socket."""
 
-    def __init__(self, path: Path, connected: socket.socket) -> None:
+    def __init__(self, path: str, connected: socket.socket) -> None:
         self.path = path
         self._splitter = LineSplitter()
         self._lines: deque[bytes] = deque()
         self._socket = connected
 
     @classmethod
-    def open(cls, *places: Path) -> _Link:
+    def open(cls, *places: str) -> _Link:
         """Return a link to the first of the places where somebody listens."""
-        tried: dict[Path, OSError] = {}
+        tried: dict[str, OSError] = {}
         for path in places:
             made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
-                made.connect(str(path))
+                made.connect(path)
             except OSError as error:
                 made.close()
                 tried[path] = error

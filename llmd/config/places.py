@@ -1,4 +1,4 @@
-"""Where the config file is; the other places are those of `llmd.places`.
+"""Where the config file is, and as paths the directories of `llmd.places`.
 
 Nothing is created here, and the environment is handed in.
 """
@@ -8,11 +8,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from llmd.places import home_dir, runtime_dir, state_dir
-
-__all__ = ["SYSTEM_CONFIG", "find_config", "home_dir", "runtime_dir", "state_dir", "user_config"]
+from llmd import places
 
 SYSTEM_CONFIG = Path("/etc/llmd/config.toml")
+
+
+def home_dir(env: Mapping[str, str]) -> Path:
+    """Return the home directory."""
+    return Path(places.home_dir(env))
+
+
+def state_dir(env: Mapping[str, str]) -> Path:
+    """Return the directory of what outlives a restart."""
+    return Path(places.state_dir(env))
+
+
+def runtime_dir(env: Mapping[str, str]) -> Path:
+    """Return the directory of sockets."""
+    return Path(places.runtime_dir(env))
 
 
 def user_config(env: Mapping[str, str]) -> Path:

@@ -214,7 +214,7 @@ def test_without_a_daemon_it_says_so(tmp_path, capsys):
 def test_it_says_every_place_where_it_looked(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("LLMD_SOCKET", raising=False)
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
-    monkeypatch.setattr(places, "SYSTEM_SOCKET", tmp_path / "system.sock")
+    monkeypatch.setattr(places, "SYSTEM_SOCKET", str(tmp_path / "system.sock"))
     with socket.socket(socket.AF_UNIX) as dead:
         monkeypatch.chdir(tmp_path)
         dead.bind("admin.sock")
@@ -224,13 +224,17 @@ def test_it_says_every_place_where_it_looked(tmp_path, monkeypatch, capsys):
     assert "--socket or $LLMD_SOCKET" in err
 
 
-def test_the_places_of_the_socket(tmp_path):
-    own, system = tmp_path / "admin.sock", places.SYSTEM_SOCKET
+def test_the_places_of_the_socket(tmp_path, monkeypatch):
+    own, system = str(tmp_path / "admin.sock"), places.SYSTEM_SOCKET
     env = {"RUNTIME_DIRECTORY": str(tmp_path)}
     assert places.find_sockets(None, env) == (own, system)
-    assert places.find_sockets("", {"RUNTIME_DIRECTORY": "/run/llmd"}) == (system,)
-    assert places.find_sockets(None, {**env, "LLMD_SOCKET": "/s"}) == (Path("/s"),)
-    assert places.find_sockets("/x", {**env, "LLMD_SOCKET": "/s"}) == (Path("/x"),)
+    for same in ("/run/llmd", "/run/llmd/", "/run//./llmd"):
+        assert places.find_sockets("", {"RUNTIME_DIRECTORY": same}) == (system,)
+    assert places.find_sockets(tmp_path / "admin.sock", {}) == (own,)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert places.find_sockets("~/admin.sock", {}) == (own,)
+    assert places.find_sockets(None, {**env, "LLMD_SOCKET": "/s"}) == ("/s",)
+    assert places.find_sockets("/x", {**env, "LLMD_SOCKET": "/s"}) == ("/x",)
 
 
 def test_what_is_not_built_yet_is_refused_and_not_in_the_help(capsys):

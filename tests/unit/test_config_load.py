@@ -454,6 +454,7 @@ def test_settings_cannot_be_changed():
         ({"XDG_STATE_HOME": "/s"}, "/s/llmd", "/s/llmd"),
         ({"XDG_STATE_HOME": "rel"}, "/h/.local/state/llmd", "/h/.local/state/llmd"),
         ({"XDG_RUNTIME_DIR": "/r"}, "/h/.local/state/llmd", "/r/llmd"),
+        ({"HOME": "/", "XDG_RUNTIME_DIR": "/"}, "/.local/state/llmd", "/llmd"),
         (
             {
                 "STATE_DIRECTORY": "/v/l:/v/m",

@@ -58,7 +58,7 @@ FOREIGN = {
 
 UNUSED = {
     "asyncio", "difflib", "argparse", "logging", "llmd.admin.grammar", "llmd.admin.server",
-    "llmd.config", "llmd.core", "llmd.ctl.completion",
+    "pathlib", "urllib.parse", "llmd.config", "llmd.core", "llmd.ctl.completion",
 }  # fmt: skip
 """What a command that people type all day does without."""
 
