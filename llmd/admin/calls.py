@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, TypeVar
 
 import msgspec
@@ -50,7 +51,6 @@ class Codec:
 
     def __init__(self) -> None:
         self._encode = msgspec.json.Encoder().encode
-        self._decode = msgspec.json.Decoder(p.AnyMessage).decode
         self._results: dict[Any, msgspec.json.Decoder[Any]] = {}
         self._last = 0
 
@@ -73,6 +73,28 @@ class Codec:
             raise AdminError(f"the command is longer than {MAX_LINE_BYTES} bytes")
         return data + b"\n"
 
+    @cached_property
+    def _messages(self) -> msgspec.json.Decoder[p.AnyMessage]:
+        return msgspec.json.Decoder(p.AnyMessage)
+
+    @cached_property
+    def _answers(self) -> msgspec.json.Decoder[p.Ok | p.Failure]:
+        return msgspec.json.Decoder(p.Ok | p.Failure)
+
+    def answer(self, line: bytes) -> p.AnyMessage:
+        """Return what `message` does, sooner where it is an answer.
+
+        What a subscription tells is made of most types of the protocol, and a decoder has to look
+        at all of them before it knows a message.
+
+        Raises:
+            BadReply: There is none.
+        """
+        try:
+            return self._answers.decode(clean_line(line))
+        except _UNREADABLE:
+            return self.message(line)  # which it is, or why it is none
+
     def message(self, line: bytes) -> p.AnyMessage:
         """Return the message in a line, its text made safe to show.
 
@@ -80,7 +102,7 @@ class Codec:
             BadReply: There is none.
         """
         try:
-            message: p.AnyMessage = self._decode(clean_line(line))
+            message = self._messages.decode(clean_line(line))
         except _UNREADABLE as error:
             raise BadReply(f"the daemon said what is no message: {error}") from error
         return message

@@ -77,7 +77,7 @@ class Client(Asking):
         self._link.send(self._codec.line(command))
         while True:
             line = self._link.receive(None if patient else self._timeout_s)
-            message = self._codec.message(line)
+            message = self._codec.answer(line)
             if message.id == command.id or message.id is None:
                 return self._codec.result(command, message)
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from llmd import ctl, places
 from llmd.admin import protocol as p
 from llmd.admin import units
-from llmd.admin.calls import AdminError, Codec
+from llmd.admin.calls import AdminError, BadReply, Codec
 from llmd.admin.grammar import SHELLS, UsageError, build_parser, line_of, parse, parse_quickly
 from llmd.admin.plain import BARE, parse_plainly
 from llmd.ctl import program, render, tables
@@ -610,3 +610,27 @@ def test_a_request_in_its_prompt_says_how_far_it_is():
     request = p.Request(id="r-1", state="prefill", received_at=1000.0, progress=0.438)
     lines = render.requests(p.Requests(requests=(request,), total=1), Style(), 1010.0)
     assert lines[-1].rstrip().endswith("44% of the prompt read")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"type":"ok","id":1,"result":{"a":[]},"new":1}',
+        b'{"type":"failure","id":1,"code":"c","message":"m\\u001b[1m"}',
+        b'{"type":"lagged","id":1,"seq":1,"missed":2}',
+        b'{"type":"ended","id":1}',
+        b'{"type":"ok","id":[]}',
+        b'{"type":"nope"}',
+        b'{"type":"ok"',
+        b'"\xff"',
+        b"",
+    ],
+)
+def test_who_expects_an_answer_reads_what_everybody_reads(line):
+    def said(read):
+        try:
+            return read(line)
+        except BadReply as error:
+            return str(error)
+
+    assert said(Codec().answer) == said(Codec().message)
