@@ -6,17 +6,23 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `llmctl` with `argv` (default: the process's own) and return its exit status.
+    """Run `llmctl` and return its exit status.
+
+    Args:
+        argv: Its words; None = those of the process, which is then nothing but `llmctl`.
 
     Raises:
         SystemExit: From argparse, for `--help`.
     """
+    if argv is None:
+        gc.disable()
     if sys.version_info >= (3, 11):
         # msgspec takes from it, where it is installed, what typing has had since 3.11, and its
         # import takes longer than anything else that llmctl does
@@ -24,6 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             import msgspec  # noqa: F401
     from llmd.ctl import program
 
+    if argv is None:
+        # what is imported stays to the end: the collector need not search it, now or at the exit
+        gc.freeze()
+        gc.enable()
     return program.main(argv)
 
 

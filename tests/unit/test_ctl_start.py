@@ -5,6 +5,7 @@ A process is asked what it has imported: that is the same on every machine, and 
 
 from __future__ import annotations
 
+import gc
 import re
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import msgspec
 import pytest
 
 from llmd.admin import protocol as p
-from llmd.ctl import not_installed
+from llmd.ctl import main, not_installed
 
 PY311 = sys.version_info >= (3, 11)
 _ADDRESS = re.compile("0x[0-9a-f]+")
@@ -113,6 +114,27 @@ def daemon(tmp_path):
 def test_the_commands_of_every_day_import_no_more_than_they_need(words, daemon):
     modules = imported_by("--socket", daemon, *words)
     assert modules & (FOREIGN | UNUSED) == set()
+
+
+# --- garbage ---------------------------------------------------------------------------------
+
+
+def test_a_process_of_its_own_keeps_what_it_imported_from_the_collector():
+    code = (
+        "import gc\n"
+        "from llmd.ctl import main\n"
+        "assert main() == 3\n"
+        "assert gc.isenabled()\n"
+        "assert gc.get_freeze_count() > 1000"
+    )
+    done = python(code, "--socket", "/none", "status")
+    assert done.returncode == 0, done.stderr
+
+
+def test_within_another_program_the_collector_is_left_alone():
+    before = gc.isenabled(), gc.get_freeze_count()
+    assert main(["--socket", "/none", "status"]) == 3
+    assert (gc.isenabled(), gc.get_freeze_count()) == before
 
 
 # --- msgspec without typing_extensions -----------------------------------------------------
