@@ -31,6 +31,8 @@ class Outcome:
         faults: Why the numbers are not to be trusted.
         foreign_cpu: CPUs that other processes kept busy meanwhile.
         repeated: Rounds that were run and not taken, since others disturbed them.
+        prototype: `value` of the prototype's relay in the same rounds; None = not measured.
+        reference: The same where the targets were set; None = not known.
     """
 
     name: str
@@ -47,15 +49,35 @@ class Outcome:
     faults: list[str] = field(default_factory=list)
     foreign_cpu: float = 0.0
     repeated: int = 0
+    prototype: Spread | None = None
+    reference: float | None = None
+
+    @property
+    def scaled_target(self) -> float | None:
+        """The target in the prototype's measure: as far from it here as where it was set.
+
+        None where one of them is not known.
+        """
+        if self.target is None or self.prototype is None or not self.reference:
+            return None
+        return self.target * self.prototype.median / self.reference
+
+    @property
+    def met_by_prototype(self) -> bool | None:
+        """Whether `scaled_target` was met; None without one, or when the numbers mean nothing."""
+        if self.scaled_target is None or self.faults:
+            return None
+        return self._meets(self.scaled_target)
 
     @property
     def met(self) -> bool | None:
         """Whether the target was met; None without one, or when the numbers mean nothing."""
         if self.target is None or self.faults:
             return None
-        if self.at_least:
-            return self.value.median >= self.target
-        return self.value.median <= self.target
+        return self._meets(self.target)
+
+    def _meets(self, target: float) -> bool:
+        return self.value.median >= target if self.at_least else self.value.median <= target
 
 
 def latency(bench: Bench) -> Outcome:
@@ -65,7 +87,7 @@ def latency(bench: Bench) -> Outcome:
         pairs, lambda r: 1e3 * statistics.median(r.latency_s or [0.0]), faults=pairs.faults(1)
     )
     outcome.name, outcome.title = "latency", "1 client, 1 token: latency"
-    outcome.target = 1.2
+    outcome.target, outcome.reference = 1.2, 1.15
     direct, llmd = pairs.each(lambda r: 1e3 * _quantile(r.latency_s, 0.95))
     outcome.notes["p95 direct ms"] = statistics.median(direct)
     outcome.notes["p95 llmd ms"] = statistics.median(llmd)
@@ -79,7 +101,7 @@ def rate(bench: Bench) -> Outcome:
     pairs = bench.pairs(bench.sides(SMALL), job, bench.count(13, 3))
     outcome = _ratio(pairs, lambda r: r.requests / r.wall_s, faults=pairs.faults(1))
     outcome.name, outcome.title = "rate", "8 clients, 1 token: request rate"
-    outcome.unit, outcome.target = "req/s", 50.0
+    outcome.unit, outcome.target, outcome.reference = "req/s", 50.0, 52.0
     outcome.notes |= pairs.cpu_notes("request", lambda r: r.all_requests)
     return outcome
 
@@ -92,7 +114,7 @@ def long_streams(bench: Bench) -> Outcome:
     )
     outcome = _ratio(pairs, lambda r: r.tokens / r.wall_s, faults=pairs.faults(tokens))
     outcome.name, outcome.title = "long-streams", f"8 streams of {tokens} tokens: token rate"
-    outcome.unit, outcome.target = "tok/s", 97.0
+    outcome.unit, outcome.target, outcome.reference = "tok/s", 97.0, 100.0
     _stream_notes(outcome, pairs)
     return outcome
 
@@ -103,7 +125,7 @@ def short_streams(bench: Bench) -> Outcome:
     pairs = bench.pairs(bench.sides(SMALL), job, bench.count(11, 3))
     outcome = _ratio(pairs, lambda r: r.events / r.wall_s, faults=pairs.faults(200))
     outcome.name, outcome.title = "short-streams", "8 clients, streams of 200: token rate"
-    outcome.unit, outcome.target = "events/s", 75.0
+    outcome.unit, outcome.target, outcome.reference = "events/s", 75.0, 68.0
     _stream_notes(outcome, pairs)
     return outcome
 
@@ -147,11 +169,16 @@ def _single_events(bench: Bench, *, clients: int) -> Outcome:
 
         def job(address: Address) -> Job:
             made = _job(SLOW, tokens, stream=True, clients=clients, each=1)(address)
-            pid = relay.pid if address == relay.address else sides.daemon_pid
-            return replace(made, clock_pid=pid)
+            pids = {relay.address: relay.pid, sides.prototype: sides.prototype_pid}
+            return replace(made, clock_pid=pids.get(address, sides.daemon_pid))
 
         pairs = bench.pairs(sides, job, bench.count(5, 2))
-    bare, llmd = pairs.each(lambda r: 1e6 * r.clock_cpu_s / max(1, r.clock_events))
+
+    def cpu_us(result: Result) -> float:
+        return 1e6 * result.clock_cpu_s / max(1, result.clock_events)
+
+    bare, llmd = pairs.each(cpu_us)
+    prototype = pairs.each_prototype(cpu_us)
     _, gap_ms = pairs.each(lambda r: 1e3 * r.clock_wall_s * clients / max(1, r.clock_events))
     reads = statistics.median(pairs.each(lambda r: r.clock_reads / max(1, r.clock_events))[1])
     faults = pairs.faults(tokens)
@@ -167,6 +194,8 @@ def _single_events(bench: Bench, *, clients: int) -> Outcome:
         value=Spread.of(llmd),
         value_unit="us/event",
         target=70.0,
+        prototype=Spread.of(prototype) if prototype else None,
+        reference=86.0,
         faults=faults,
         foreign_cpu=pairs.foreign_cpu,
         repeated=pairs.repeated,
@@ -218,15 +247,21 @@ def _job(
 
 def _ratio(pairs: Pairs, value: Callable[[Result], float], *, faults: list[str]) -> Outcome:
     direct, llmd = pairs.each(value)
-    ratios = [100 * b / a if a else 0.0 for a, b in zip(direct, llmd, strict=True)]
+    prototype = pairs.each_prototype(value)
+
+    def compared(others: list[float]) -> Spread:
+        shares = [100 * b / a if a else 0.0 for a, b in zip(direct, others, strict=True)]
+        return Spread.of(shares)
+
     return Outcome(
         name="",
         title="",
         unit="",
         direct=Spread.of(direct),
         llmd=Spread.of(llmd),
-        value=Spread.of(ratios),
+        value=compared(llmd),
         value_unit="%",
+        prototype=compared(prototype) if prototype else None,
         at_least=True,
         faults=faults,
         foreign_cpu=pairs.foreign_cpu,
@@ -236,15 +271,20 @@ def _ratio(pairs: Pairs, value: Callable[[Result], float], *, faults: list[str])
 
 def _added(pairs: Pairs, value: Callable[[Result], float], *, faults: list[str]) -> Outcome:
     direct, llmd = pairs.each(value)
-    added = [b - a for a, b in zip(direct, llmd, strict=True)]
+    prototype = pairs.each_prototype(value)
+
+    def compared(others: list[float]) -> Spread:
+        return Spread.of([b - a for a, b in zip(direct, others, strict=True)])
+
     return Outcome(
         name="",
         title="",
         unit="ms",
         direct=Spread.of(direct),
         llmd=Spread.of(llmd),
-        value=Spread.of(added),
+        value=compared(llmd),
         value_unit="ms more",
+        prototype=compared(prototype) if prototype else None,
         faults=faults,
         foreign_cpu=pairs.foreign_cpu,
         repeated=pairs.repeated,

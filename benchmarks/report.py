@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measures import Outcome
-from benchmarks.rounds import FOREIGN_CPUS
+from benchmarks.rounds import FOREIGN_CPUS, Spread
 
 _VERDICTS = {True: "ok", False: "OVER", None: ""}
 
@@ -41,12 +41,26 @@ def row(outcome: Outcome) -> str:
     if outcome.notes:
         notes = ", ".join(f"{name} {_plain(number)}" for name, number in outcome.notes.items())
         lines.append(f"    {notes}")
+    if outcome.prototype is not None:
+        lines.append(f"    prototype: {_by_prototype(outcome, outcome.prototype)}")
     lines += [f"    INVALID: {fault}" for fault in outcome.faults]
     if outcome.repeated:
         lines.append(f"    disturbed rounds that were run again: {outcome.repeated}")
     if outcome.foreign_cpu > FOREIGN_CPUS:
         lines.append(f"    other processes kept {outcome.foreign_cpu:.2f} CPUs busy meanwhile")
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _by_prototype(outcome: Outcome, prototype: Spread) -> str:
+    """Return what the prototype's relay took, and what the target means by that."""
+    here = _number(prototype.median, outcome.value_unit)
+    if outcome.reference is None or outcome.scaled_target is None:
+        return here
+    target = f"{'>=' if outcome.at_least else '<='} {_plain(outcome.scaled_target)}"
+    return (
+        f"{here}, {_plain(outcome.reference)} where the targets were set; "
+        f"by its measure {target} {_VERDICTS[outcome.met_by_prototype]}"
+    )
 
 
 def machine() -> dict[str, Any]:
@@ -69,7 +83,10 @@ def as_json(outcomes: list[Outcome], about: dict[str, Any]) -> dict[str, Any]:
     """Return everything that was found as JSON values."""
     return {
         **about,
-        "measures": [asdict(outcome) | {"met": outcome.met} for outcome in outcomes],
+        "measures": [
+            asdict(outcome) | {"met": outcome.met, "met_by_prototype": outcome.met_by_prototype}
+            for outcome in outcomes
+        ],
     }
 
 

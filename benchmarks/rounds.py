@@ -1,6 +1,6 @@
 """Paired rounds: the same load on the worker itself and through llmd, back to back.
 
-Every other round begins with llmd, so that a drift of the machine favours neither side. Numbers
+Every other round runs them in reverse, so that a drift of the machine favours neither. Numbers
 are computed for each round first; then the median of the rounds stands for all.
 """
 
@@ -53,6 +53,8 @@ class Sides:
         daemon_pid: 0 in a null test.
         worker_pid: The worker's process.
         relay_pid: What stands before the worker on `direct`, for measures that want that.
+        prototype: Where a relay of a few dozen lines listens; None = it is not measured.
+        prototype_pid: Its process.
     """
 
     direct: Address
@@ -60,6 +62,8 @@ class Sides:
     daemon_pid: int
     worker_pid: int
     relay_pid: int = 0
+    prototype: Address | None = None
+    prototype_pid: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,18 +106,24 @@ class Bench:
         for number in range(rounds * (1 if self.quick else PATIENCE)):
             time.sleep(SETTLE_S)
             with meter:
-                blocks = {}
-                for through in (False, True) if number % 2 == 0 else (True, False):
-                    made = job(sides.llmd if through else sides.direct)
-                    blocks[through] = self._block(sides, made)
+                ways = [sides.direct, sides.llmd]
+                if sides.prototype is not None:
+                    ways.append(sides.prototype)
+                blocks: list[Block | None] = [None, None, None]
+                for way in range(len(ways)) if number % 2 == 0 else reversed(range(len(ways))):
+                    blocks[way] = self._block(sides, job(ways[way]))
                     time.sleep(SETTLE_S)
-            found.append(_Round(meter.cpus, blocks[False], blocks[True]))
+            direct, llmd, prototype = blocks
+            assert direct is not None
+            assert llmd is not None
+            found.append(_Round(meter.cpus, direct, llmd, prototype))
             if sum(each.foreign_cpu <= FOREIGN_CPUS for each in found) >= rounds:
                 break
         kept = sorted(found, key=lambda each: each.foreign_cpu)[:rounds]
         return Pairs(
             [each.direct for each in kept],
             [each.llmd for each in kept],
+            [each.prototype for each in kept if each.prototype is not None],
             statistics.mean(each.foreign_cpu for each in kept),
             repeated=len(found) - rounds,
             through_daemon=sides.daemon_pid != 0,
@@ -132,6 +142,7 @@ class _Round:
     foreign_cpu: float
     direct: Block
     llmd: Block
+    prototype: Block | None
 
 
 @dataclass(frozen=True)
@@ -141,6 +152,7 @@ class Pairs:
     Attributes:
         direct: The worker itself.
         llmd: Through llmd.
+        prototype: Through the prototype; empty where it is not measured.
         foreign_cpu: CPUs that other processes kept busy meanwhile.
         repeated: Rounds that were run and not taken, since others disturbed them.
         through_daemon: False in a null test.
@@ -148,6 +160,7 @@ class Pairs:
 
     direct: list[Block]
     llmd: list[Block]
+    prototype: list[Block]
     foreign_cpu: float
     repeated: int
     through_daemon: bool
@@ -155,7 +168,8 @@ class Pairs:
     def faults(self, tokens: int) -> list[str]:
         """Return what makes the numbers worthless; `tokens`: what each answer should have had."""
         found = []
-        for side, blocks in (("direct", self.direct), ("llmd", self.llmd)):
+        sides = {"direct": self.direct, "llmd": self.llmd, "prototype": self.prototype}
+        for side, blocks in sides.items():
             errors: dict[str, int] = {}
             requests = told = 0
             for block in blocks:
@@ -166,7 +180,7 @@ class Pairs:
             found += [f"{side}: {count} x {what}" for what, count in sorted(errors.items())]
             if not all(block.result.requests for block in blocks):
                 found.append(f"{side}: a block without a single complete answer")
-            elif told != requests * tokens:
+            elif blocks and told != requests * tokens:
                 found.append(f"{side}: {told / requests:.1f} tokens an answer, not {tokens}")
         return found
 
@@ -176,6 +190,10 @@ class Pairs:
             [value(block.result) for block in self.direct],
             [value(block.result) for block in self.llmd],
         )
+
+    def each_prototype(self, value: Callable[[Result], float]) -> list[float]:
+        """Return a value of every block through the prototype."""
+        return [value(block.result) for block in self.prototype]
 
     def cpu_notes(self, what: str, count: Callable[[Result], int]) -> dict[str, float]:
         """Return the CPU for each of what `count` counts: of the daemon, and of the generator.
@@ -201,7 +219,8 @@ class _ForeignCpu:
     """How many CPUs were busy with processes that are not the benchmark's; a context manager."""
 
     def __init__(self, generator: Generator, sides: Sides) -> None:
-        pids = (generator.pid, sides.daemon_pid, sides.worker_pid, sides.relay_pid)
+        pids = (generator.pid, sides.daemon_pid, sides.worker_pid)
+        pids += (sides.relay_pid, sides.prototype_pid)
         self._pids = [pid for pid in pids if pid]
         self.cpus = 0.0
 

@@ -24,6 +24,7 @@ if __name__ == "__main__":
 from benchmarks import admin, report, stack, tui
 from benchmarks.job import Generator
 from benchmarks.measures import MEASURES, Outcome
+from benchmarks.prototype import PrototypeRelay
 from benchmarks.rounds import Bench, Sides, Spread
 from benchmarks.stack import Address, BenchmarkError, Process, Settings
 
@@ -144,7 +145,7 @@ def _paired(
         else:
             daemon = running.enter_context(stack.start_daemon(directory))
             daemon.wait_for(address, "/live")
-            sides = _daemon_sides(directory, daemon, address)
+            sides = _daemon_sides(daemon, address, directory, running)
             for missing in stack.missing_features(address):
                 print(f"NOT ON: {missing}", file=sys.stderr)
         bench = Bench(generator, sides, options.rounds, options.quick)
@@ -171,12 +172,22 @@ def _null_sides(
     return sides
 
 
-def _daemon_sides(directory: Path, daemon: Process, address: Address) -> Callable[[str], Sides]:
+def _daemon_sides(
+    daemon: Process, address: Address, directory: Path, running: ExitStack
+) -> Callable[[str], Sides]:
     @cache
     def sides(model: str) -> Sides:
         stack.load(daemon, address, model)
         socket = stack.find_worker(directory, model)
-        return Sides(socket, address, daemon.pid, stack.listener_pid(socket))
+        relay = running.enter_context(PrototypeRelay(socket))
+        return Sides(
+            socket,
+            address,
+            daemon.pid,
+            stack.listener_pid(socket),
+            prototype=relay.address,
+            prototype_pid=relay.pid,
+        )
 
     return sides
 

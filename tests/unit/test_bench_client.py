@@ -15,6 +15,7 @@ from benchmarks.client import TAIL_BYTES, Answer, BadAnswer, request_bytes
 from benchmarks.generator import Load
 from benchmarks.job import Generator, Job, process_cpu_s
 from benchmarks.measures import Outcome
+from benchmarks.prototype import PrototypeRelay
 from benchmarks.rounds import Spread
 from llmd.config import load
 
@@ -34,6 +35,15 @@ def chunked(*parts: bytes) -> bytes:
 
 def stream(*parts: bytes) -> bytes:
     return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(*parts)
+
+
+def answer_one(listener: socket.socket, answer: bytes) -> None:
+    sock, _ = listener.accept()
+    with sock:
+        sock.settimeout(20)
+        while not sock.recv(65536).endswith(b"}"):
+            pass
+        sock.sendall(answer)
 
 
 def fed(*pieces: bytes) -> Answer:
@@ -237,6 +247,48 @@ def test_target_is_met_on_the_right_side(value, at_least, faults, met):
     spread = Spread.of([value])
     outcome = Outcome("x", "x", "s", None, spread, spread, "s", 2.0, at_least, faults=faults)
     assert outcome.met is met
+
+
+@pytest.mark.parametrize(
+    ("value", "prototype", "reference", "at_least", "target", "met"),
+    [
+        (3.0, 4.0, 1.0, False, 4.8, True),  # four times slower here: so may llmd be
+        (5.0, 4.0, 1.0, False, 4.8, False),
+        (45.0, 40.0, 50.0, True, 0.96, True),
+        (3.0, None, 1.0, False, None, None),
+        (3.0, 4.0, None, False, None, None),
+    ],
+)
+def test_a_target_is_scaled_by_what_the_prototype_takes_here(
+    value, prototype, reference, at_least, target, met
+):
+    spread = Spread(value, value, value)
+    outcome = Outcome("x", "x", "ms", None, spread, spread, "ms", 1.2, at_least)
+    outcome.reference = reference
+    if prototype is not None:
+        outcome.prototype = Spread(prototype, prototype, prototype)
+    assert outcome.scaled_target == (target if target is None else pytest.approx(target))
+    assert outcome.met_by_prototype is met
+    outcome.faults.append("no answer")
+    assert outcome.met_by_prototype is None
+
+
+def test_the_prototype_relays_plain_and_streamed_answers(tmp_path):
+    # a worker that closes each connection after its answer, as llama-server does after a stream
+    answers = [PLAIN, stream(*EVENTS), PLAIN]
+    with socket.socket(socket.AF_UNIX) as worker:
+        worker.bind(str(tmp_path / "worker.sock"))
+        worker.listen()
+        worker.settimeout(20)
+        with PrototypeRelay(str(tmp_path / "worker.sock")) as relay:
+            for answer in answers:
+                served = threading.Thread(target=answer_one, args=(worker, answer))
+                served.start()
+                got = stack.ask(relay.address, "/v1/chat/completions", {"n": 1}, timeout_s=20)
+                served.join()
+                assert got.status == 200
+                assert got.complete
+                assert got.events == (3 if answer is not PLAIN else 0)
 
 
 def test_config_is_one_that_llmd_takes(tmp_path):
