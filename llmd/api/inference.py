@@ -169,10 +169,11 @@ class Inference:
                 retry_after_s=decision.retry_after_s,
                 should_retry=False if decision.could_never else None,
             )
-        call.handle.settle = lambda used: self._settle(call, tokens, used)
+        account = principal.account  # not the call, which holds the handle: it would outlive both
+        call.handle.settle = lambda used: self._settle(account, tokens, used)
 
-    def _settle(self, call: Call, charged: int, used: int | None) -> None:
-        account, now = call.principal.account, trio.current_time()
+    def _settle(self, account: str, charged: int, used: int | None) -> None:
+        now = trio.current_time()
         if used is None:
             self._services.limiter.refund(account, charged, now)
         else:
