@@ -33,7 +33,10 @@ async def test_a_prompt_is_freed_with_its_request(
 ):
     # a prompt may have 32 MiB; in a cycle of references it would stay until the next search
     limits = {"requests_per_minute": 1000, "estimated_tokens_per_minute": 1_000_000}
-    async with running(runtime_dir, fake_engine, [demo_small], rate_limit=limits) as llmd:
+    keys = [{"name": "alice", "key": "sk-alice"}]
+    async with running(
+        runtime_dir, fake_engine, [demo_small], key="sk-alice", api_keys=keys, rate_limit=limits
+    ) as llmd:
         for _ in range(3):
             answer = await llmd.chat("hello", stream=stream, max_tokens=3)
             assert answer.status == 200
