@@ -26,22 +26,28 @@ async def read_body(scope: Json, receive: Receive, *, limit_bytes: int, timeout_
         SlowClient: Not complete in time.
     """
     await invite(scope, limit_bytes=limit_bytes)
-    limit_bytes = limit_bytes or 1 << 62
+    connection: Connection = scope["state"][CONNECTION]
+    if connection.request_complete:  # nothing is waited for, and a cancel scope is not cheap
+        return await _gather(receive, limit_bytes or 1 << 62)
+    with trio.move_on_after(timeout_s or math.inf):
+        return await _gather(receive, limit_bytes or 1 << 62)
+    raise SlowClient(f"the request body was not completed within {timeout_s:g} s")
+
+
+async def _gather(receive: Receive, limit_bytes: int) -> bytes:
     parts: list[bytes] = []
     size = 0
-    with trio.move_on_after(timeout_s or math.inf):
-        while True:
-            message = await receive()
-            if message.get(MALFORMED):
-                raise InvalidRequest("the request body is broken: its chunks are not well formed")
-            part = message.get("body", b"")
-            size += len(part)
-            if size > limit_bytes:
-                raise _too_large(limit_bytes)
-            parts.append(part)
-            if not message.get("more_body"):
-                return parts[0] if len(parts) == 2 and not part else b"".join(parts)
-    raise SlowClient(f"the request body was not completed within {timeout_s:g} s")
+    while True:
+        message = await receive()
+        if message.get(MALFORMED):
+            raise InvalidRequest("the request body is broken: its chunks are not well formed")
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit_bytes:
+            raise _too_large(limit_bytes)
+        parts.append(part)
+        if not message.get("more_body"):
+            return parts[0] if len(parts) == 2 and not part else b"".join(parts)
 
 
 async def invite(scope: Json, *, limit_bytes: int) -> None:

@@ -74,6 +74,11 @@ class Connection:
         """True while no request is being read or served."""
         return not self._busy and not self._early
 
+    @property
+    def request_complete(self) -> bool:
+        """True when all of the request that is being served has come."""
+        return self._protocol.request_complete
+
     def last_call(self) -> None:
         """Make the next answer the last, and give no body more time than a head has.
 
@@ -81,7 +86,7 @@ class Connection:
         """
         self.last_answer = True
         self._body_deadline = trio.current_time() + self._server.header_timeout_s
-        if self._read_scope is not None and self._busy and not self._body_complete():
+        if self._read_scope is not None and self._busy and not self.request_complete:
             self._read_scope.deadline = self._body_deadline
 
     def watch(self, on_disconnect: Callable[[str], None]) -> None:
@@ -182,7 +187,7 @@ class Connection:
                 )
             deadline = self._deadline
             if self._busy:
-                deadline = math.inf if self._body_complete() else self._body_deadline
+                deadline = math.inf if self.request_complete else self._body_deadline
             with trio.CancelScope(deadline=deadline) as self._read_scope:
                 data = bytes(await self._stream.receive_some())
             if self._read_scope.cancelled_caught:
@@ -196,13 +201,13 @@ class Connection:
             if not self._closing:
                 await self._take(data)
             discarded += len(data) if self._closing else 0
-            if discarded > LINGER_BYTES or (self._closing and self._body_complete()):
+            if discarded > LINGER_BYTES or (self._closing and self.request_complete):
                 return
 
     async def _take(self, data: bytes) -> None:
         if self._malformed:
             return
-        if not (self._busy and self._body_complete()):
+        if not (self._busy and self.request_complete):
             await self._feed(data)
         elif len(self._early) + len(data) <= MAX_EARLY_BYTES:
             self._early += data
@@ -211,9 +216,6 @@ class Connection:
 
     def _partial_head(self) -> bool:
         return self._protocol.holds_more
-
-    def _body_complete(self) -> bool:
-        return self._protocol.request_complete
 
     async def _feed(self, data: bytes) -> None:
         """Have the protocol take in what came; b"" for what it has already."""
@@ -278,7 +280,7 @@ class Connection:
                 await self._tls.aclose()
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
             self.gone = True
-        done = self._body_complete() or self.gone or self._tls is not None
+        done = self.request_complete or self.gone or self._tls is not None
         self._deadline = -math.inf if done else trio.current_time() + LINGER_S
         if self._read_scope is not None:
             self._read_scope.deadline = self._deadline

@@ -136,6 +136,12 @@ class Relay:
                 return result
             await self._mind_silence()
 
+    async def _received(self, response: UpstreamResponse) -> bytes:
+        """Return the next bytes of the worker's answer, minding the silence before them."""
+        if response.ready:  # then nothing is waited for, and a cancel scope is not cheap
+            return await response.receive()
+        return await self._minded(response.receive)
+
     # --- the three forms of an answer -------------------------------------------------------
 
     async def _stream(self, response: UpstreamResponse) -> Usage:
@@ -281,7 +287,7 @@ class Relay:
             assembler.feed(events)
             return pace.after_read(now, splitter.count)
 
-        while data := await self._minded(response.receive):
+        while data := await self._received(response):
             take(data, False, self._heard)
             await self._minded(lambda: response.pumped(self._pump, take))
         if not splitter.finished:
@@ -293,7 +299,7 @@ class Relay:
         """Pass on an answer that is no stream, errors included, its body unchanged."""
         parts: list[bytes] = []
         size = 0
-        while data := await self._minded(response.receive):
+        while data := await self._received(response):
             size += len(data)
             if size > MAX_PLAIN_BYTES:
                 raise BadWorkerResponse(f"the worker's answer is longer than {MAX_PLAIN_BYTES}")

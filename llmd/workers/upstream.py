@@ -242,6 +242,11 @@ class UpstreamResponse:
         """True when everything has been received, whether read or not."""
         return self._connection is None or self._connection.done
 
+    @property
+    def ready(self) -> bool:
+        """True when `receive` has no need to wait."""
+        return self.complete or bool(self._connection and self._connection.body)
+
     async def read(self, limit_bytes: int) -> bytes:
         """Read the rest of the body.
 

@@ -75,6 +75,8 @@ class Answer:
 class Client:
     """The client's side of one connection."""
 
+    request_complete = True
+
     def __init__(self):
         self.gone = False
         self.on_disconnect = None
@@ -102,6 +104,10 @@ class Response:
 
     def header(self, name):
         return next((value for key, value in self.headers if key == name), b"")
+
+    @property
+    def ready(self):
+        return True
 
     async def receive(self):
         status, headers, body = self._answer
