@@ -23,9 +23,9 @@ from llmd.api.protocol import (
     Applications,
     MalformedBody,
     Protocol,
-    RefusedHead,
     bare_answer,
 )
+from llmd.api.wire import BadRequest
 from llmd.netio import SocketStream
 from llmd.observe.log import log
 
@@ -224,7 +224,7 @@ class Connection:
                 await self._protocol.handle(RawData(data))
             else:
                 await self._protocol.next_request()
-        except RefusedHead as refused:
+        except BadRequest as refused:
             await self._refuse(refused.status, str(refused))
         except MalformedBody:
             self._malformed = True

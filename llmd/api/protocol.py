@@ -1,7 +1,7 @@
 """Hypercorn's HTTP/1.1 protocol, as far as it is run differently here.
 
-Hypercorn parses and frames. Around it are what its own transport would give it: a task for the
-application, messages for that, and refusals of heads that no request is made of.
+Hypercorn makes an ASGI application of a request; `wire` parses and frames in h11's place. Around it
+are what its own transport would give it: a task for the application, and messages for that.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ import msgspec
 import trio
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Closed, RawData, Updated
-from hypercorn.protocol.events import Body, EndBody, Response
+from hypercorn.protocol.events import Body, EndBody, Request, Response, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
 
 from llmd.api.asgi import App, Json
+from llmd.api.wire import END, NEED_DATA, BadRequest, Head, Wire
 
 if TYPE_CHECKING:
     from llmd.api.connection import Connection
 
-MAX_HEAD_BYTES = 65536
 MAX_BODY_AHEAD = 1 << 18  # body bytes read before the application has asked for them
 
 
@@ -38,8 +39,6 @@ class ProtocolConfig(HypercornConfig):
         self.accesslog = None
         self.errorlog = None
         self.include_server_header = False
-        self.h11_max_incomplete_size = MAX_HEAD_BYTES
-        self.keep_alive_max_requests = 1 << 62
         self._date = (0, b"")
 
     def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
@@ -121,13 +120,13 @@ class Applications:
 
 
 class Protocol(H11Protocol):
-    """Hypercorn's protocol, which sends a response's head with its first bytes of body."""
-
-    connection: h11.Connection
+    """Hypercorn's protocol on a `Wire`; it sends a head with its first bytes of body."""
 
     def __init__(self, connection: Connection, *args: Any) -> None:
         super().__init__(*args)
         self._owner = connection
+        self.wire = Wire()
+        self.connection = cast("Any", self.wire)  # where Hypercorn keeps its h11.Connection
         self._head = b""
         self.chunked = False
 
@@ -137,26 +136,37 @@ class Protocol(H11Protocol):
         One that comes before its request's body has is the last: what follows on the connection
         would be that body. A client that is not told sends its next request in vain.
         """
-        if isinstance(event, Response) and (self._owner.last_answer or self._body_is_coming()):
-            self.keep_alive_requests = self.config.keep_alive_max_requests
-        await super().stream_send(event)
+        kind = type(event)
+        if kind is Response:
+            event = cast("Response", event)
+            headers = [*event.headers, *self.config.response_headers("h11")]
+            self._head += self.wire.response(
+                event.status_code, headers, last=self._owner.last_answer
+            )
+        elif kind is Body:
+            await self._write(self.wire.body(cast("Body", event).data))
+            self.chunked = self.wire.chunked
+        elif kind is EndBody:
+            self.chunked = False
+            await self._write(self.wire.end())
+        elif kind is StreamClosed:
+            await self._maybe_recycle()
 
-    def _body_is_coming(self) -> bool:
-        return self.connection.their_state is h11.SEND_BODY
+    async def _write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        if data:
+            await self.send(RawData(data))
 
     @property
     def request_complete(self) -> bool:
-        """Whether all of the request that is being served has come.
-
-        What h11 calls done has other names where the connection ends with this answer, or where
-        the client offered another protocol.
-        """
-        return self.connection.their_state not in (h11.IDLE, h11.SEND_BODY, h11.ERROR)
+        """Whether all of the request that is being served has come."""
+        return self.wire.their_state in (h11.DONE, h11.MUST_CLOSE)
 
     @property
     def holds_more(self) -> bool:
         """Whether bytes have come that belong to a later request."""
-        return bool(self.connection.trailing_data[0])
+        return self.wire.holds_more
 
     async def next_request(self) -> None:
         """Take up what came with the request before it."""
@@ -164,97 +174,64 @@ class Protocol(H11Protocol):
 
     async def invite(self) -> None:
         """Give leave to send the body, to a client that waits for it (`Expect: 100-continue`)."""
-        if self.connection.they_are_waiting_for_100_continue:
-            leave = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
-            await self._send_h11_event(leave)
+        if self.wire.they_are_waiting_for_100_continue:
+            await self.send(RawData(self.wire.go_on()))
 
     async def _handle_events(self) -> None:
         """Take in what has come.
 
-        Unlike Hypercorn's own this never waits for an answer to end, neither when another request
-        has come already, nor when the client offered to speak another protocol: its reader is who
-        notices that the client leaves. And it gives nobody leave to send a body, see `invite`.
+        Unlike Hypercorn's own this never waits for an answer to end: its reader is who notices that
+        the client leaves. And it gives nobody leave to send a body, see `invite`.
         """
+        wire = self.wire
         while True:
             try:
-                event = self.connection.next_event()
-            except h11.RemoteProtocolError as error:
-                if self.connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                    await self._send_error_response(error.error_status_hint)
+                event = wire.next_event()
+            except BadRequest as refused:
+                if wire.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                    if self.stream is None:
+                        raise
+                    raise MalformedBody from refused
                 await self.send(Closed())
                 return
-            if isinstance(event, h11.Request):
-                await self.send(Updated(idle=False))
-                await self._check_protocol(event)
-                await self._create_stream(without_upgrade(event))
-            elif isinstance(event, h11.Data) and self.stream is not None:
-                await self.stream.handle(Body(stream_id=STREAM_ID, data=event.data))
-            elif isinstance(event, h11.EndOfMessage) and self.stream is not None:
-                await self.stream.handle(EndBody(stream_id=STREAM_ID))
-            else:  # more is needed, or what has come waits for its turn
+            if event is NEED_DATA:
                 return
+            if type(event) is Head:
+                await self.send(Updated(idle=False))
+                await self._begin(event)
+            elif self.stream is not None:
+                await self.stream.handle(
+                    EndBody(STREAM_ID) if event is END else Body(STREAM_ID, event)
+                )
 
-    async def _send_h11_event(self, event: Any) -> None:
-        try:
-            data = self.connection.send(event)
-        except h11.LocalProtocolError:
-            if self.connection.their_state is not h11.ERROR:
-                raise
-            return
-        if type(event) is h11.Response:
-            self._head += data or b""
-            return
-        self.chunked = type(event) is h11.Data and (self.chunked or _CHUNKED in self._head)
-        if data or self._head:
-            head, self._head = self._head, b""
-            await self.send(RawData(head + (data or b"") if head else cast("bytes", data)))
-
-    async def _send_error_response(self, status_code: int) -> None:
-        if self.stream is not None:
-            raise MalformedBody
-        raise RefusedHead(
-            status_code, _TOO_LARGE if status_code == 431 else "what came is no HTTP/1.1 request"
+    async def _begin(self, head: Head) -> None:
+        self.stream = HTTPStream(
+            self.app,
+            self.config,
+            self.context,
+            self.task_group,
+            self.ssl,
+            self.client,
+            self.server,
+            self.stream_send,
+            STREAM_ID,
         )
+        request = Request(
+            stream_id=STREAM_ID,
+            headers=head.headers,
+            http_version=head.http_version.decode("ascii"),
+            method=head.method.decode("ascii"),
+            raw_path=head.target,
+            state=self.connection_state,
+        )
+        await self.stream.handle(request)
 
-    async def _check_protocol(self, event: h11.Request) -> None:
-        # h11 bounds only what is incomplete: a head that came in few pieces may be any size
-        if sum(len(name) + len(value) for name, value in event.headers) > MAX_HEAD_BYTES:
-            raise RefusedHead(431, _TOO_LARGE)
-        names = [name for name, _ in event.headers]
-        if b"content-length" in names and b"transfer-encoding" in names:
-            raise RefusedHead(400, "Content-Length and Transfer-Encoding exclude each other")
-        if event.http_version not in (b"1.1", b"1.0"):
-            raise RefusedHead(505, "this server speaks HTTP/1.1")
 
-
-_CHUNKED = b"\r\nTransfer-Encoding: chunked\r\n"  # as h11 writes it; nobody else's does
-_TOO_LARGE = "the request head is larger than 64 KiB"
 REFUSAL_CODES = {408: "request_timeout", 431: "header_too_large"}
 
 
 class MalformedBody(Exception):
     """Garbage within the body of a request that has no answer yet: its application answers."""
-
-
-class RefusedHead(Exception):
-    """A request head that is answered here and ends the connection."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-def without_upgrade(request: h11.Request) -> h11.Request:
-    """Return a head without the offer of another protocol, which a server may always ignore."""
-    headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
-    if len(headers) == len(request.headers):
-        return request
-    return h11.Request(
-        method=request.method,
-        target=request.target,
-        headers=headers,
-        http_version=request.http_version,
-    )
 
 
 def bare_answer(status: int, error: Json, headers: bytes = b"") -> bytes:

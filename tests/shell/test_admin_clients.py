@@ -15,6 +15,7 @@ import pytest
 
 from llmd import ctl
 from llmd.client import AsyncClient, BadReply, Client
+from llmd.ctl.program import UNREACHABLE
 from llmtui.link import Link
 
 DEADLINE_S = 20
@@ -77,12 +78,12 @@ def test_llmctl_says_so_in_a_line_and_ends_with_3(words, answer, capsys):
     if words == ["watch"]:
         answer = answer.replace(b'"ok"', b'"event"').replace(b'"result"', b'"daemon"')
     with impostor(answer) as path:
-        assert ctl.main(["--socket", str(path), *words]) == ctl.UNREACHABLE
+        assert ctl.main(["--socket", str(path), *words]) == UNREACHABLE
     err = capsys.readouterr().err
     assert err.startswith("llmctl: the daemon")
     assert err.count("\n") == 1
     with impostor(answer) as path:
-        assert ctl.main(["--json", "--socket", str(path), *words]) == ctl.UNREACHABLE
+        assert ctl.main(["--json", "--socket", str(path), *words]) == UNREACHABLE
     assert json.loads(capsys.readouterr().err)["error"]["code"] == "unreachable"
 
 
