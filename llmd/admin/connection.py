@@ -281,6 +281,8 @@ class Connection:
                 return "unsubscribed"
             scope = self._renewed(id_)
             lines = seen_ring.since(seen)[:_FOLLOW_LINES]
+            if not lines:  # forgotten for a line that has no end yet
+                continue
             missed = lines[0].sequence - seen - 1
             seen = lines[-1].sequence
             await self._send(

@@ -154,3 +154,13 @@ def test_what_is_kept_for_later_is_bounded():
     assert sum(len(raw.data) for raw in log._raw) < 1300
     log.feed(LogStream.STDERR, b"\nnext\n")
     assert [line.text for line in log.since(0)] == ["next"]
+
+
+def test_all_lines_may_be_forgotten_for_one_without_an_end():
+    log = ring(max_chars=1000)
+    log.feed(LogStream.STDERR, b"one\n")
+    for _ in range(10):
+        log.feed(LogStream.STDERR, b"x" * 300)
+    assert log.sequence == 1
+    assert log.since(0) == ()
+    assert log.tail(5) == ()
