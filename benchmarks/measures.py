@@ -31,8 +31,11 @@ class Outcome:
         faults: Why the numbers are not to be trusted.
         foreign_cpu: CPUs that other processes kept busy meanwhile.
         repeated: Rounds that were run and not taken, since others disturbed them.
-        prototype: `value` of the prototype's relay in the same rounds; None = not measured.
+        prototype: What the yardstick takes in the same rounds; None = not measured.
         reference: The same where the targets were set; None = not known.
+        yardstick: Which it is: the prototype's relay, of which it is the same number as `value`,
+            or another thing that costs what the machine makes it cost.
+        yardstick_unit: Its unit, "" = `value_unit`.
     """
 
     name: str
@@ -51,10 +54,12 @@ class Outcome:
     repeated: int = 0
     prototype: Spread | None = None
     reference: float | None = None
+    yardstick: str = "prototype"
+    yardstick_unit: str = ""
 
     @property
     def scaled_target(self) -> float | None:
-        """The target in the prototype's measure: as far from it here as where it was set.
+        """The target in the yardstick's measure: as far from it here as where it was set.
 
         None where one of them is not known.
         """

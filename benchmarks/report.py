@@ -42,7 +42,7 @@ def row(outcome: Outcome) -> str:
         notes = ", ".join(f"{name} {_plain(number)}" for name, number in outcome.notes.items())
         lines.append(f"    {notes}")
     if outcome.prototype is not None:
-        lines.append(f"    prototype: {_by_prototype(outcome, outcome.prototype)}")
+        lines.append(f"    {outcome.yardstick}: {_by_prototype(outcome, outcome.prototype)}")
     lines += [f"    INVALID: {fault}" for fault in outcome.faults]
     if outcome.repeated:
         lines.append(f"    disturbed rounds that were run again: {outcome.repeated}")
@@ -52,8 +52,8 @@ def row(outcome: Outcome) -> str:
 
 
 def _by_prototype(outcome: Outcome, prototype: Spread) -> str:
-    """Return what the prototype's relay took, and what the target means by that."""
-    here = _number(prototype.median, outcome.value_unit)
+    """Return what the yardstick took, and what the target means by that."""
+    here = _number(prototype.median, outcome.yardstick_unit or outcome.value_unit)
     if outcome.reference is None or outcome.scaled_target is None:
         return here
     target = f"{'>=' if outcome.at_least else '<='} {_plain(outcome.scaled_target)}"
