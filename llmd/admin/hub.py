@@ -7,6 +7,7 @@ again: what it costs the daemon is bounded by how fast it reads.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
@@ -22,7 +23,9 @@ from llmd.admin.views import Views
 from llmd.core.policy import PolicyStatistics
 from llmd.core.record import RequestRecord
 
+_log = logging.getLogger("llmd")
 TICK_S = 0.25
+_FAULT_PAUSE_S = 5.0  # after a fault of our own: it may be there at each look
 _SHARE = 0.04  # of the daemon's time, at most: with very many requests ticks are further apart
 _QUIET_S = 5.0  # without any change, a sign of life
 _TOTALS_S = 0.5
@@ -68,13 +71,19 @@ class Subscription:
             self._missed += bool(self._missed)
             return
         if len(self._kept) >= _KEPT_EVENTS or self._bytes + len(body) > _KEPT_BYTES:
+            self.start_over()
+        else:
+            self._kept.append(addressed(body, self.prefix))
+            self._bytes += len(body)
+        self._news.set()
+
+    def start_over(self) -> None:
+        """Have a snapshot take the place of all that is on its way."""
+        if not self._fresh:
             self._missed = len(self._kept) + 1
             self._kept.clear()
             self._bytes = 0
             self._fresh = True
-        else:
-            self._kept.append(addressed(body, self.prefix))
-            self._bytes += len(body)
         self._news.set()
 
     async def next(self) -> bytes:
@@ -151,7 +160,14 @@ class Hub:
                 await self._wanted.wait()
             await trio.sleep(pause_s)
             started = time.perf_counter()
-            await self._publish()
+            try:
+                await self._publish()
+            except Exception:  # whoever watches must not end what he watches
+                _log.exception("what has changed could not be told; this is a fault in llmd")
+                for subscription in self._subscriptions:
+                    subscription.start_over()
+                pause_s = _FAULT_PAUSE_S
+                continue
             pause_s = max(self._tick_s, (time.perf_counter() - started) / _SHARE)
 
     # --- looking ----------------------------------------------------------------------------

@@ -155,6 +155,7 @@ class Views:
                     model,
                     queue,
                     worker,
+                    state=self._operations.state_of(model),
                     wall_offset=clock.wall - clock.now,
                     now=clock.now,
                     fits=_fits(queue, room, held) if not model.fault else None,

@@ -22,6 +22,7 @@ def describe_worker(
     queue: ModelStatistics,
     worker: WorkerStatistics | None,
     *,
+    state: WorkerState,
     now: float,
     wall_offset: float,
     fits: bool | None,
@@ -35,6 +36,7 @@ def describe_worker(
         model: From the catalog.
         queue: What runs there and waits for it.
         worker: None when it was never started.
+        state: What everybody is told that it is doing; its own task may not have got that far.
         now: Monotonic seconds.
         wall_offset: What makes Unix seconds of them.
         fits: It could be loaded now without any eviction; None when it is loaded.
@@ -42,7 +44,6 @@ def describe_worker(
         first_token_p95_s: Of the last minutes.
         context_filled_tokens: Of prompts and answers of what runs there.
     """
-    state = WorkerState.FAILED if model.fault else worker.state if worker else WorkerState.OFF
     loading = state in LOADING
     retry_in_s = max(0.0, worker.retry_at - now) if worker and worker.retry_at else None
     left_s = queue.load_left_s if loading else None

@@ -12,6 +12,7 @@ from functools import partial
 import pytest
 import trio
 from admin_rig import RIGHTS, Peer, admin
+from test_api_control import FOR_EVER, running
 
 from llmd.admin.commands import Actor, Commands
 from llmd.admin.connection import Connection
@@ -508,6 +509,37 @@ async def test_without_any_change_there_is_a_sign_of_life(desk, autojump_clock):
     await watcher.ask(type="subscribe", id=1, topics=["queue"])
     assert (await watcher.hear())["type"] == "event"
     assert (await watcher.hear())["type"] == "event"
+
+
+async def test_a_fault_at_a_look_is_logged_and_those_who_watch_start_over(
+    desk, monkeypatch, caplog, autojump_clock
+):
+    def fault(*_):
+        raise ZeroDivisionError("by design")
+
+    watcher, actor = desk.peer(), desk.peer()
+    await watcher.ask(type="subscribe", id=1, topics=["workers"])
+    views = desk.server._hub._views
+    with monkeypatch.context() as patched:
+        patched.setattr(views, "totals", fault)
+        assert (await watcher.hear())["type"] == "lagged"
+    assert (await watcher.hear())["type"] == "snapshot"
+    await actor.ask(type="switch", id=1, model="demo-small", wait=True)
+    await watcher.until(lambda m: any(w["state"] == "ready" for w in m.get("workers", ())))
+    [record] = [r for r in caplog.records if r.levelname == "ERROR"]
+    assert "this is a fault in llmd" in record.getMessage()
+
+
+async def test_what_is_decided_counts_before_workers_have_got_that_far(demo_models, autojump_clock):
+    async with admin(demo_models, **FOR_EVER) as desk, trio.open_nursery() as nursery:
+        peer = desk.peer()
+        await peer.ask(type="switch", id=1, model="demo-small", wait=True)
+        await running(desk.rig, nursery)
+        await peer.ask(type="switch", id=2, model="demo-large")
+        told = await peer.ask(type="status", id=3)
+        states = {w["model"]: w["state"] for w in told["result"]["workers"]}
+        assert states == {"demo-small": "draining", "demo-large": "starting"}
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_subscription_ends_when_asked_to(desk):
