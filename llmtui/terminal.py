@@ -67,7 +67,10 @@ class Terminal(LinuxDriver):
 
         def take(ready: list[tuple[selectors.SelectorKey, int]]) -> bool:
             typed = any(key.fd == self.fileno for key, _ in ready)
-            text = decode(os.read(self.fileno, _MOST_BYTES)) if typed else ""
+            data = os.read(self.fileno, _MOST_BYTES) if typed else b""
+            if typed and not data:  # the other end has gone: there would be "something" for ever
+                self.exit_event.set()
+            text = decode(data)
             for message in (*(parser.feed(text) if text else ()), *parser.tick()):
                 self.process_message(message)
             return typed

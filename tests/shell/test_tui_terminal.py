@@ -70,6 +70,18 @@ def test_a_lone_escape_is_one_and_a_letter_in_two_pieces_a_letter(keyboard):
     assert came.get(timeout=20).character == "é"
 
 
+def test_it_ends_when_the_other_end_has_gone():
+    heard, typed_into = os.pipe()
+    driver = Terminal.__new__(Terminal)
+    driver.fileno, driver._debug, driver.exit_event = heard, False, Bell()
+    os.close(typed_into)
+    thread = threading.Thread(target=driver.run_input_thread)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    os.close(heard)
+
+
 def test_a_bell_rings_until_it_is_taken_back():
     bell = Bell()
     for _ in range(2):
