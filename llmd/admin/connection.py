@@ -274,17 +274,19 @@ class Connection:
         await self._send_ok(command.id, p.Log(model=model, lines=tuple(map(_line, lines))))
 
     async def _follow(self, id_: int | str, model: str, seen: int, scope: trio.CancelScope) -> str:
+        known = seen
         while True:
             with scope:
-                seen_ring = await self._newer(model, seen)
+                seen_ring = await self._newer(model, known)
             if scope.cancelled_caught or scope.cancel_called:
                 return "unsubscribed"
             scope = self._renewed(id_)
             lines = seen_ring.since(seen)[:_FOLLOW_LINES]
-            if not lines:  # forgotten for a line that has no end yet
+            if not lines:  # what came was forgotten, and what came after it was blank
+                known = seen_ring.sequence
                 continue
-            missed = lines[0].sequence - seen - 1
-            seen = lines[-1].sequence
+            missed = lines[-1].sequence - seen - len(lines)
+            known = seen = lines[-1].sequence
             await self._send(
                 p.Lines(id=id_, model=model, lines=tuple(map(_line, lines)), missed=missed)
             )

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from itertools import islice
+from itertools import takewhile
 
 import trio
 
@@ -174,18 +174,18 @@ class LogRing:
         self._raw_ends += ends
         if b"\n\n" in data or b"\r" in data:  # then there may be fewer lines, or more
             self._settle()
-        while self._raw and (
-            self._raw_ends - self._raw[0].ends >= self._max_lines
-            or self._raw_bytes - len(self._raw[0].data) >= self._max_chars
-        ):
+        while self._raw and self._raw_ends - self._raw[0].ends >= self._max_lines:
             self._forget(self._raw.popleft())
+        if self._raw_bytes >= self._max_chars:  # long lines, of which little is kept
+            self._settle()
         if self._grown is not None:
             self._tell()
 
     def since(self, sequence: int) -> tuple[LogLine, ...]:
         """Return the kept lines newer than number `sequence`; 0 returns all."""
-        missing = self.sequence - sequence
-        return tuple(islice(self._lines, max(0, len(self._lines) - missing), None))
+        self._settle()
+        newer = takewhile(lambda line: line.sequence > sequence, reversed(self._lines))
+        return tuple(newer)[::-1]
 
     def tail(self, count: int, *streams: LogStream, after: int = 0) -> tuple[LogLine, ...]:
         """Return the last `count` lines newer than `after`, of these streams (none = of all)."""
@@ -211,13 +211,14 @@ class LogRing:
         self._raw_bytes = self._raw_ends = 0
 
     def _forget(self, raw: _Raw) -> None:
-        """Let go of output that newer one fills the ring without; its lines keep their numbers."""
+        """Let go of output that newer one fills the ring without; its lines keep their numbers.
+
+        Lines that were made before stay: if the newer ones turn out to be blank, they are the last.
+        """
         self._raw_bytes -= len(raw.data)
         self._raw_ends -= raw.ends
         self._splitter(raw.stream).skip(raw.data)
         self._sequence += raw.ends
-        self._lines.clear()
-        self._chars = 0
 
     def _append(self, at: float, stream: LogStream, text: str) -> None:
         self._sequence += 1

@@ -611,6 +611,26 @@ async def test_a_log_can_be_followed_over_the_death_of_nobody(desk):
     assert more["missed"] == 2000
 
 
+@pytest.mark.parametrize("flood", [b"x" * 65536, b" \n" * 65536])
+async def test_a_flood_that_leaves_no_line_to_tell_ends_no_follower(desk, flood):
+    peer, actor = desk.peer(), desk.peer()
+    await actor.ask(type="switch", id=1, model="demo-small", wait=True)
+    ring = desk.rig.supervisor.worker("demo-small").log
+    from llmd.workers.logring import LogStream
+
+    await peer.ask(type="logs", id=4, model="demo-small", lines=1, follow=True)
+    ring.feed(LogStream.STDERR, b"one\n")
+    for _ in range(20):
+        ring.feed(LogStream.STDERR, flood)
+    await trio.sleep(1)
+    ring.feed(LogStream.STDERR, b"\nlast\n")
+    texts = []
+    while "last" not in texts:
+        lines = await peer.hear()
+        assert lines["type"] == "lines"
+        texts += [line["text"] for line in lines["lines"]]
+
+
 async def test_hostile_text_comes_out_harmless(desk):
     peer, actor = desk.peer(), desk.peer()
     await actor.ask(type="switch", id=1, model="demo-small", wait=True)

@@ -139,6 +139,24 @@ def test_output_that_nobody_looked_at_is_forgotten_as_lines_are(max_lines, cuts,
     assert [line.sequence for line in log.since(0)] == list(range(1, ended + 1))[-max_lines:]
 
 
+@pytest.mark.parametrize("unfinished", [b"x" * 300, b"y" * 299 + b"\n"])
+def test_a_flood_of_long_lines_pushes_out_what_lines_of_their_kept_length_do(unfinished):
+    """As much as is kept of them counts, not as much as was written."""
+    log = ring(max_chars=3000)
+    log.feed(LogStream.STDERR, b"why it ended\n")
+    for _ in range(9):
+        log.feed(LogStream.STDERR, unfinished)
+    assert log.since(0)[0].text == "why it ended"
+    for _ in range(99):
+        log.feed(LogStream.STDERR, unfinished)
+        assert sum(len(raw.data) for raw in log._raw) < 3300
+    log.feed(LogStream.STDERR, b"\nlast\n")
+    assert log.since(0)[-1].text == "last"
+    assert log.since(0)[-1].sequence == log.sequence
+    if unfinished.endswith(b"x"):  # one line, cut
+        assert [len(line.text) for line in log.since(0)] == [12, 2000, 4]
+
+
 def test_empty_lines_push_out_nothing():
     log = ring(max_lines=2)
     log.feed(LogStream.STDERR, b"one\ntwo\n")
@@ -154,13 +172,3 @@ def test_what_is_kept_for_later_is_bounded():
     assert sum(len(raw.data) for raw in log._raw) < 1300
     log.feed(LogStream.STDERR, b"\nnext\n")
     assert [line.text for line in log.since(0)] == ["next"]
-
-
-def test_all_lines_may_be_forgotten_for_one_without_an_end():
-    log = ring(max_chars=1000)
-    log.feed(LogStream.STDERR, b"one\n")
-    for _ in range(10):
-        log.feed(LogStream.STDERR, b"x" * 300)
-    assert log.sequence == 1
-    assert log.since(0) == ()
-    assert log.tail(5) == ()
