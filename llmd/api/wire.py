@@ -74,6 +74,7 @@ class Wire:
         self._events: deque[Event] = deque()
         self._in_head = self._in_message = self._broken = False
         self._told = False  # the head that is parsed has been told of
+        self._last = False  # the connection ends with the request that is parsed
         self._target = b""
         self._headers: list[Header] = []
         self._barren_bytes = 0  # since the last event: of a head, of what frames a chunk, trailers
@@ -93,6 +94,8 @@ class Wire:
 
     def receive_data(self, data: bytes) -> None:
         """Take in what came; `next_event` tells what it means."""
+        before = len(self._events)
+        begins = not self._in_message  # and not in the middle of one
         while data and not self._broken:
             self._barren_bytes += len(data)
             try:
@@ -102,7 +105,10 @@ class Wire:
                 continue
             except httptools.HttpParserError as error:
                 refused = error.__context__
-                self._break(refused if isinstance(refused, BadRequest) else _refused(error, data))
+                if not isinstance(refused, BadRequest):
+                    alone = begins and len(self._events) == before
+                    refused = _refused(error, data if alone else b"")
+                self._break(refused)
                 return
             data = b""
         if self._barren_bytes > MAX_HEAD_BYTES and self._in_message:
@@ -148,9 +154,10 @@ class Wire:
         if self._told:
             return
         parser = self._parser
-        version = parser.get_http_version().encode("ascii")
-        head = Head(parser.get_method(), self._target, self._headers, version)
+        version = parser.get_http_version()
+        head = Head(parser.get_method(), self._target, self._headers, version.encode("ascii"))
         _check(head)
+        self._last = version == "1.0"  # as it ends for whoever does not know that it need not
         self._barren_bytes = 0
         self._events.append(head)
 
@@ -165,7 +172,8 @@ class Wire:
             return
         self._barren_bytes = 0
         self._in_message = self._told = False
-        self._events.append(END if self._parser.should_keep_alive() else _LAST)
+        stays = not self._last and self._parser.should_keep_alive()
+        self._events.append(END if stays else _LAST)
 
     @property
     def holds_more(self) -> bool:
@@ -224,33 +232,33 @@ class Wire:
         assert self._head is not None
         self.they_are_waiting_for_100_continue = False
         lines = [b"HTTP/1.1 %d \r\n" % status]
-        self._left = None
+        left: int | None = None
         closes = last or self.their_state is not h11.DONE
-        told = False
+        told = chunked = False
         for name, value in headers:
             lines.append(b"%b: %b\r\n" % (name, value))
             if name == b"content-length":
-                self._left = int(value)
+                left = int(value)
             elif name == b"connection":
                 told = value.lower() == b"close"
         bodiless = status in (204, 304) or self._head.method == b"HEAD"
-        if self._left is None and not bodiless:
+        if left is None and not bodiless:
             if self._head.http_version == b"1.1":
-                self.chunked = True
+                chunked = True
                 lines.append(b"Transfer-Encoding: chunked\r\n")
             else:
                 closes = True  # its end is the connection's
-        if bodiless:
-            self._left = 0
         closes = closes or told
         if closes and not told:
             lines.append(b"Connection: close\r\n")
-        self._closes = closes
-        self.our_state = h11.SEND_BODY
         lines.append(b"\r\n")
         head = b"".join(lines)
-        if head.count(b"\n") != len(lines):
+        if not head.count(b"\n") == head.count(b"\r") == len(lines):
             raise ValueError("a header of an answer has a line end in it")
+        # only now: after a header that is refused another answer may be given
+        self.chunked, self._closes = chunked, closes
+        self._left = 0 if bodiless else left
+        self.our_state = h11.SEND_BODY
         return head
 
     def body(self, data: bytes) -> bytes:

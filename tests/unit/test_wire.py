@@ -105,7 +105,15 @@ def requests(draw):
     else:
         body = b""
     lines += draw(
-        st.sampled_from([[], [], [b"Connection: close\r\n"], [b"Expect: 100-continue\r\n"]])
+        st.sampled_from(
+            [
+                [],
+                [],
+                [b"Connection: close\r\n"],
+                [b"Connection: keep-alive\r\n"],
+                [b"Expect: 100-continue\r\n"],
+            ]
+        )
     )
     draw(st.randoms(use_true_random=False)).shuffle(lines)
     return b"%b %b HTTP/%b\r\n%b\r\n%b" % (method, target, version, b"".join(lines), body)
@@ -154,6 +162,7 @@ def test_rubbish_is_refused_or_waited_for(data, places):
         (b"GET / HTTP/2.0\r\n" + HOST + b"\r\n", 505),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
         (b"BREW / HTTP/1.1\r\n" + HOST + b"\r\n", 405),
+        (b"GET / HTTP/1.1\r\n" + HOST + b"\r\nBREW / HTTP/1.1\r\n", 400),  # not the first's method
         (b"\x16\x03\x01\x02\x00\x01\x00", 400),
         (b"GET /\xff HTTP/1.1\r\n" + HOST + b"\r\n", 400),
         (b"GET x HTTP/1.1\r\n" + HOST + b"\r\n", 400),
@@ -207,6 +216,15 @@ def test_another_protocol_is_not_spoken_and_the_body_is_read(size):
     heads = [each[:2] for each in found if isinstance(each, tuple)]
     assert heads == [(b"POST", b"/a"), (b"PUT", b"/b"), (b"CONNECT", b"c:1"), (b"GET", b"/d")]
     assert [each for each in found if isinstance(each, bytes)] == [b"abc", b"de", b"", b""]
+
+
+@pytest.mark.parametrize("headers", [b"Connection: keep-alive\r\n", OFFER, b""])
+def test_http_1_0_ends_with_its_answer_whatever_it_asks_for(headers):
+    """A client that is told nothing of a connection that stays waits for its end."""
+    wire = asked(version=b"1.0", headers=headers)
+    assert wire.their_state is h11.MUST_CLOSE
+    assert b"Connection: close" in answer(wire)
+    assert wire.our_state is h11.MUST_CLOSE
 
 
 def test_thousands_of_offers_in_one_piece():
@@ -330,9 +348,17 @@ def test_an_application_may_end_the_connection():
     assert wire.our_state is h11.MUST_CLOSE
 
 
-def test_an_answer_that_is_no_answer_is_not_sent():
+@pytest.mark.parametrize("value", [b"a\r\nSet-Cookie: b", b"a\nb", b"a\rb"])
+def test_a_header_that_would_be_two_is_not_sent_and_another_answer_may_be(value):
+    wire = asked()
     with pytest.raises(ValueError, match="line end"):
-        asked().response(200, [(b"x", b"a\r\nSet-Cookie: b")], last=False)
+        wire.response(200, [(b"x", value)], last=False)
+    _, _, body, stays = read("GET", answer(wire))
+    assert (body, stays) == (b"", True)
+    assert not wire.chunked
+
+
+def test_an_answer_that_is_no_answer_is_not_sent():
     wire = asked()
     wire.response(200, [(b"content-length", b"1")], last=False)
     with pytest.raises(ValueError, match="longer"):
