@@ -64,6 +64,7 @@ class Connection:
         self._malformed = False  # nothing that follows can be told from the body
         self._busy = False
         self._closing = False
+        self._in_head = False  # the time for a head runs
         self._deadline = math.inf
         self._body_deadline = math.inf
         self._read_scope: trio.CancelScope | None = None
@@ -176,22 +177,19 @@ class Connection:
             self._socket_stream.close()
 
     async def _read(self) -> None:
-        first, in_head, discarded = True, False, 0
+        first, discarded = True, 0
         while True:
             if self._busy or self._closing:
-                in_head = False
-            elif not in_head:
-                in_head = first or self._partial_head()
-                self._deadline = trio.current_time() + (
-                    self._server.header_timeout_s if in_head else KEEP_ALIVE_S
-                )
+                self._in_head = False
+            elif not self._in_head:
+                self._await_head(first=first)
             deadline = self._deadline
             if self._busy:
                 deadline = math.inf if self.request_complete else self._body_deadline
             with trio.CancelScope(deadline=deadline) as self._read_scope:
                 data = bytes(await self._stream.receive_some())
             if self._read_scope.cancelled_caught:
-                if not in_head or self._closing or not self._partial_head():
+                if not self._in_head or self._closing or not self._protocol.holds_more:
                     return
                 await self._refuse(408, "the request head was not completed in time")
                 continue
@@ -213,9 +211,6 @@ class Connection:
             self._early += data
         else:
             raise trio.BrokenResourceError("too many requests in advance")
-
-    def _partial_head(self) -> bool:
-        return self._protocol.holds_more
 
     async def _feed(self, data: bytes) -> None:
         """Have the protocol take in what came; b"" for what it has already."""
@@ -262,11 +257,23 @@ class Connection:
     async def _next_request(self) -> None:
         if self._server.draining:
             await self._close_gently()
-        elif self._early or self._protocol.holds_more:
+            return
+        if self._protocol.holds_more:
+            await self._feed(b"")
+        if self._early and not self._closing and not (self._busy and self.request_complete):
+            # only now: while the parser holds whole requests, what comes early must stay bounded
             data, self._early = bytes(self._early), bytearray()
             await self._feed(data)
-        elif self._read_scope is not None:
-            self._read_scope.deadline = trio.current_time() + KEEP_ALIVE_S
+        if not self._busy and not self._closing:
+            self._await_head()
+            if self._read_scope is not None:
+                self._read_scope.deadline = self._deadline
+
+    def _await_head(self, *, first: bool = False) -> None:
+        """Begin the time that a head has, or that the client may be idle before the next one."""
+        self._in_head = first or self._protocol.holds_more
+        limit_s = self._server.header_timeout_s if self._in_head else KEEP_ALIVE_S
+        self._deadline = trio.current_time() + limit_s
 
     async def _close_gently(self) -> None:
         """End our side; the reader lets a client that is still sending read the last answer."""

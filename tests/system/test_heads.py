@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 
 import pytest
+import trio
 from daemon_rig import KEYS, chat_body, read_answer, running
 
 pytestmark = pytest.mark.system
@@ -165,3 +167,51 @@ async def test_an_answer_that_runs_may_end_whatever_its_client_asked_for(
         await llmd.until_states("decode")
         signal.raise_signal(signal.SIGTERM)
         assert (await read_answer(stream)).events[-1] == "[DONE]"
+
+
+# --- what comes early ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("behind", [True, False])
+async def test_a_head_that_stays_half_is_slow_also_behind_a_whole_request(
+    runtime_dir, fake_engine, demo_small, behind
+):
+    server = {"header_timeout_sec": 0.3}
+    async with running(runtime_dir, fake_engine, [demo_small], server=server) as llmd:
+        stream = await llmd.connect()
+        await stream.send_all(head("GET", "/live") * behind + b"GET /live HT")
+        got = b""
+        while part := bytes(await stream.receive_some()):
+            got += part
+        assert [part[:3] for part in got.split(b"HTTP/1.1 ")[1:]] == [b"200"] * behind + [b"408"]
+        await stream.aclose()
+
+
+async def test_requests_ahead_are_bounded_also_for_a_client_that_takes_its_answers(llmd):
+    """Each answer makes room for as much as it took, not for as much as may come early."""
+    chat = llmd.raw(CHAT, chat_body("[[token 0.01]]", max_tokens=1), KEY)
+    piece = chat * 9 + b"GET /live HTTP/1.1\r\nHost:\r\n\r\n" * 1500
+    stream = await llmd.connect()
+    await stream.send_all(piece)
+    (connection,) = llmd.daemon.http._connections
+    answered = 0
+    with contextlib.suppress(trio.BrokenResourceError):  # more and more would wait: it is cut
+        while part := bytes(await stream.receive_some()):
+            answered += part.count(b"HTTP/1.1 200")
+            await stream.send_all(piece)
+            assert len(connection._protocol.wire._events) < 10_000
+    assert 0 < answered < 2000
+    await stream.aclose()
+
+
+async def test_requests_in_many_pieces_are_answered_in_turn(llmd):
+    paths = [f"/live?{number}" if number % 9 else f"/none-{number}" for number in range(2000)]
+    data = b"".join(head("GET", path, KEY) for path in paths)
+    stream, got = await llmd.connect(), b""
+    for at in range(0, len(data), 20_000):  # which ends within a head
+        await stream.send_all(data[at : at + 20_000])
+        while got.count(b"HTTP/1.1") < data[: at + 20_000].count(b"\r\n\r\n"):
+            got += await stream.receive_some()
+    await stream.aclose()
+    told = [int(part[:3]) for part in got.split(b"HTTP/1.1 ")[1:]]
+    assert told == [200 if number % 9 else 404 for number in range(2000)]
