@@ -20,7 +20,7 @@ async def test_a_body_that_trickles_in_does_not_hold_up_the_end(
     """Neither one that was on its way at the signal, nor one that comes after it."""
     forever = {"drain_timeout_sec": 0, "body_timeout_sec": 0}
     async with running(runtime_dir, fake_engine, [demo_small], server=forever) as llmd:
-        stream = await llmd.open_chat("[[token 0.02]]", stream=True, max_tokens=50)
+        stream = await llmd.open_chat("[[token 0.02]]", stream=True, max_tokens=200)
         await llmd.until_states("decode")
         before, after = await llmd.connect(), None
         await before.send_all(llmd.raw(path, {"content": "x" * 100})[:-50])
@@ -42,7 +42,7 @@ async def test_nor_does_one_for_another_endpoint(runtime_dir, fake_engine, demo_
     """It is given as much time as a head, and then no answer."""
     times = {"drain_timeout_sec": 0, "body_timeout_sec": 0, "header_timeout_sec": 0.3}
     async with running(runtime_dir, fake_engine, [demo_small], server=times) as llmd:
-        stream = await llmd.open_chat("[[token 0.02]]", stream=True, max_tokens=50)
+        stream = await llmd.open_chat("[[token 0.02]]", stream=True, max_tokens=200)
         await llmd.until_states("decode")
         before = await llmd.connect()
         await before.send_all(llmd.raw("/switch-model", {"model": "x" * 100})[:-50])
