@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from llmd.api.connection import Connection
 
 MAX_BODY_AHEAD = 1 << 18  # body bytes read before the application has asked for them
+MESSAGE_BYTES = 256  # what a message takes besides: a body may come in chunks of one byte
 
 
 class ProtocolConfig(HypercornConfig):
@@ -65,7 +66,7 @@ class _Inbox:
         if self._closed:
             return
         self._messages.append(message)
-        self._bytes += len(message.get("body", b""))
+        self._bytes += len(message.get("body", b"")) + MESSAGE_BYTES
         if self._readable is not None:
             self._readable.set()
         if self._bytes > MAX_BODY_AHEAD:
@@ -78,7 +79,7 @@ class _Inbox:
             await self._readable.wait()
         self._readable = None
         message = self._messages.popleft()
-        self._bytes -= len(message.get("body", b""))
+        self._bytes -= len(message.get("body", b"")) + MESSAGE_BYTES
         if self._writable is not None and self._bytes <= MAX_BODY_AHEAD:
             self._writable.set()
             self._writable = None

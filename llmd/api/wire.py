@@ -318,7 +318,7 @@ def _check(head: Head) -> None:
 def _refused(error: httptools.HttpParserError, data: bytes) -> BadRequest:
     reason = str(error)  # llhttp's own words, which quote nothing
     if isinstance(error, httptools.HttpParserInvalidMethodError) and _METHOD.match(data):
-        return BadRequest(405, "no endpoint knows this method")
+        return BadRequest(501, "no endpoint knows this method")
     if reason in ("Invalid HTTP version", "Pause on PRI/Upgrade"):
         return BadRequest(505, "this server speaks HTTP/1.1")
     if "Content-Length" in reason and "Transfer-Encoding" in reason:

@@ -161,7 +161,7 @@ def test_rubbish_is_refused_or_waited_for(data, places):
         (b"GET / HTTP/1.9\r\n" + HOST + b"\r\n", 505),
         (b"GET / HTTP/2.0\r\n" + HOST + b"\r\n", 505),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
-        (b"BREW / HTTP/1.1\r\n" + HOST + b"\r\n", 405),
+        (b"BREW / HTTP/1.1\r\n" + HOST + b"\r\n", 501),
         (b"GET / HTTP/1.1\r\n" + HOST + b"\r\nBREW / HTTP/1.1\r\n", 400),  # not the first's method
         (b"\x16\x03\x01\x02\x00\x01\x00", 400),
         (b"GET /\xff HTTP/1.1\r\n" + HOST + b"\r\n", 400),
