@@ -10,37 +10,7 @@ from __future__ import annotations
 import gc
 import select
 import socket
-import subprocess
 import sys
-from pathlib import Path
-
-
-class BareRelay:
-    """A relay process to one Unix socket; a context manager that ends it.
-
-    Attributes:
-        address: Where it listens.
-        pid: Its process.
-    """
-
-    def __init__(self, target: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), target],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-        )
-        assert self._process.stdout is not None
-        self.address = ("127.0.0.1", int(self._process.stdout.readline()))
-        self.pid = self._process.pid
-
-    def __enter__(self) -> BareRelay:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
 
 
 def relay(listener: socket.socket, target: str) -> None:

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from benchmarks.bare import BareRelay
 from benchmarks.client import request_bytes
 from benchmarks.job import Job, Result, process_cpu_s
+from benchmarks.relays import RelayProcess
 from benchmarks.rounds import Bench, Pairs, Spread
 from benchmarks.stack import KEY, SLOTS, SLOW, SMALL, Address, BenchmarkError, chat
 
@@ -167,7 +167,7 @@ def _single_events(bench: Bench, *, clients: int) -> Outcome:
     tokens = 60 if bench.quick else 120
     sides = bench.sides(SLOW)
     assert isinstance(sides.direct, str)
-    with BareRelay(sides.direct) as relay:
+    with RelayProcess("bare", sides.direct) as relay:
         sides = replace(sides, direct=relay.address, relay_pid=relay.pid)
         if not sides.daemon_pid:
             sides = replace(sides, llmd=relay.address)

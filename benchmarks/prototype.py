@@ -6,10 +6,8 @@ targets were set, so running it beside llmd tells what they mean on the machine 
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import h11
@@ -19,34 +17,6 @@ from hypercorn.trio import serve
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
-
-
-class PrototypeRelay:
-    """The relay as a process, to one Unix socket; a context manager that ends it.
-
-    Attributes:
-        address: Where it listens.
-        pid: Its process.
-    """
-
-    def __init__(self, target: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), target],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-        )
-        assert self._process.stdout is not None
-        self.address = ("127.0.0.1", int(self._process.stdout.readline()))
-        self.pid = self._process.pid
-
-    def __enter__(self) -> PrototypeRelay:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
 
 
 class Relay:

@@ -24,7 +24,7 @@ if __name__ == "__main__":
 from benchmarks import admin, report, stack, tui
 from benchmarks.job import Generator
 from benchmarks.measures import MEASURES, Outcome
-from benchmarks.prototype import PrototypeRelay
+from benchmarks.relays import RelayProcess
 from benchmarks.rounds import Bench, Sides, Spread
 from benchmarks.stack import Address, BenchmarkError, Process, Settings
 
@@ -179,7 +179,7 @@ def _daemon_sides(
     def sides(model: str) -> Sides:
         stack.load(daemon, address, model)
         socket = stack.find_worker(directory, model)
-        relay = running.enter_context(PrototypeRelay(socket))
+        relay = running.enter_context(RelayProcess("prototype", socket))
         return Sides(
             socket,
             address,

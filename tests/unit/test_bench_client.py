@@ -15,7 +15,7 @@ from benchmarks.client import TAIL_BYTES, Answer, BadAnswer, request_bytes
 from benchmarks.generator import Load
 from benchmarks.job import Generator, Job, process_cpu_s
 from benchmarks.measures import Outcome
-from benchmarks.prototype import PrototypeRelay
+from benchmarks.relays import RelayProcess
 from benchmarks.rounds import Spread
 from llmd.config import load
 
@@ -280,7 +280,7 @@ def test_the_prototype_relays_plain_and_streamed_answers(tmp_path):
         worker.bind(str(tmp_path / "worker.sock"))
         worker.listen()
         worker.settimeout(20)
-        with PrototypeRelay(str(tmp_path / "worker.sock")) as relay:
+        with RelayProcess("prototype", str(tmp_path / "worker.sock")) as relay:
             for answer in answers:
                 served = threading.Thread(target=answer_one, args=(worker, answer))
                 served.start()
