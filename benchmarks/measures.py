@@ -14,6 +14,24 @@ from benchmarks.rounds import Bench, Pairs, Spread
 from benchmarks.stack import KEY, SLOTS, SLOW, SMALL, Address, BenchmarkError, chat
 
 
+@dataclass(frozen=True)
+class Yardstick:
+    """What else was measured in the same rounds, to tell what a target means on this machine.
+
+    Attributes:
+        name: What it is: the prototype's relay, or another thing that costs what the machine
+            makes it cost.
+        unit: Of the two numbers.
+        here: What it took.
+        reference: What it took where the targets were set; None = not known.
+    """
+
+    name: str
+    unit: str
+    here: Spread
+    reference: float | None
+
+
 @dataclass
 class Outcome:
     """What one measure found.
@@ -31,11 +49,7 @@ class Outcome:
         faults: Why the numbers are not to be trusted.
         foreign_cpu: CPUs that other processes kept busy meanwhile.
         repeated: Rounds that were run and not taken, since others disturbed them.
-        prototype: What the yardstick takes in the same rounds; None = not measured.
-        reference: The same where the targets were set; None = not known.
-        yardstick: Which it is: the prototype's relay, of which it is the same number as `value`,
-            or another thing that costs what the machine makes it cost.
-        yardstick_unit: Its unit, "" = `value_unit`.
+        yardstick: None = there is none.
     """
 
     name: str
@@ -52,10 +66,7 @@ class Outcome:
     faults: list[str] = field(default_factory=list)
     foreign_cpu: float = 0.0
     repeated: int = 0
-    prototype: Spread | None = None
-    reference: float | None = None
-    yardstick: str = "prototype"
-    yardstick_unit: str = ""
+    yardstick: Yardstick | None = None
 
     @property
     def scaled_target(self) -> float | None:
@@ -63,12 +74,12 @@ class Outcome:
 
         None where one of them is not known.
         """
-        if self.target is None or self.prototype is None or not self.reference:
+        if self.target is None or self.yardstick is None or not self.yardstick.reference:
             return None
-        return self.target * self.prototype.median / self.reference
+        return self.target * self.yardstick.here.median / self.yardstick.reference
 
     @property
-    def met_by_prototype(self) -> bool | None:
+    def met_by_yardstick(self) -> bool | None:
         """Whether `scaled_target` was met; None without one, or when the numbers mean nothing."""
         if self.scaled_target is None or self.faults:
             return None
@@ -89,10 +100,10 @@ def latency(bench: Bench) -> Outcome:
     """Measure one client, one token, not streamed: what llmd adds to the median latency."""
     pairs = bench.pairs(bench.sides(SMALL), _job(SMALL, 1, each=60, warmup=5), bench.count(21, 5))
     outcome = _added(
-        pairs, lambda r: 1e3 * statistics.median(r.latency_s or [0.0]), faults=pairs.faults(1)
+        pairs, lambda r: 1e3 * statistics.median(r.latency_s or [0.0]), 1, reference=1.15
     )
     outcome.name, outcome.title = "latency", "1 client, 1 token: latency"
-    outcome.target, outcome.reference = 1.2, 1.15
+    outcome.target = 1.2
     direct, llmd = pairs.each(lambda r: 1e3 * _quantile(r.latency_s, 0.95))
     outcome.notes["p95 direct ms"] = statistics.median(direct)
     outcome.notes["p95 llmd ms"] = statistics.median(llmd)
@@ -104,9 +115,9 @@ def rate(bench: Bench) -> Outcome:
     """Measure eight clients, one token, not streamed: the share of the direct request rate."""
     job = _job(SMALL, 1, clients=8, warmup_s=0.2, window_s=0.8)
     pairs = bench.pairs(bench.sides(SMALL), job, bench.count(13, 3))
-    outcome = _ratio(pairs, lambda r: r.requests / r.wall_s, faults=pairs.faults(1))
+    outcome = _ratio(pairs, lambda r: r.requests / r.wall_s, 1, reference=52.0)
     outcome.name, outcome.title = "rate", "8 clients, 1 token: request rate"
-    outcome.unit, outcome.target, outcome.reference = "req/s", 50.0, 52.0
+    outcome.unit, outcome.target = "req/s", 50.0
     outcome.notes |= pairs.cpu_notes("request", lambda r: r.all_requests)
     return outcome
 
@@ -117,9 +128,9 @@ def long_streams(bench: Bench) -> Outcome:
     pairs = bench.pairs(
         bench.sides(SMALL), _job(SMALL, tokens, stream=True, clients=8, each=1), bench.count(5, 2)
     )
-    outcome = _ratio(pairs, lambda r: r.tokens / r.wall_s, faults=pairs.faults(tokens))
+    outcome = _ratio(pairs, lambda r: r.tokens / r.wall_s, tokens, reference=100.0)
     outcome.name, outcome.title = "long-streams", f"8 streams of {tokens} tokens: token rate"
-    outcome.unit, outcome.target, outcome.reference = "tok/s", 97.0, 100.0
+    outcome.unit, outcome.target = "tok/s", 97.0
     _stream_notes(outcome, pairs)
     return outcome
 
@@ -128,9 +139,9 @@ def short_streams(bench: Bench) -> Outcome:
     """Measure eight clients with 200-token streams one after another: the share of the rate."""
     job = _job(SMALL, 200, stream=True, clients=8, warmup_s=0.4, window_s=1.5)
     pairs = bench.pairs(bench.sides(SMALL), job, bench.count(11, 3))
-    outcome = _ratio(pairs, lambda r: r.events / r.wall_s, faults=pairs.faults(200))
+    outcome = _ratio(pairs, lambda r: r.events / r.wall_s, 200, reference=68.0)
     outcome.name, outcome.title = "short-streams", "8 clients, streams of 200: token rate"
-    outcome.unit, outcome.target, outcome.reference = "events/s", 75.0, 68.0
+    outcome.unit, outcome.target = "events/s", 75.0
     _stream_notes(outcome, pairs)
     return outcome
 
@@ -140,7 +151,7 @@ def first_token(bench: Bench) -> Outcome:
     job = _job(SMALL, 16, stream=True, each=25, warmup=3)
     pairs = bench.pairs(bench.sides(SMALL), job, bench.count(21, 5))
     outcome = _added(
-        pairs, lambda r: 1e3 * statistics.median(r.first_s or [0.0]), faults=pairs.faults(16)
+        pairs, lambda r: 1e3 * statistics.median(r.first_s or [0.0]), 16, reference=None
     )
     outcome.name, outcome.title = "first-token", "lone stream: first token"
     outcome.target = 2.0
@@ -199,8 +210,7 @@ def _single_events(bench: Bench, *, clients: int) -> Outcome:
         value=Spread.of(llmd),
         value_unit="us/event",
         target=70.0,
-        prototype=Spread.of(prototype) if prototype else None,
-        reference=86.0,
+        yardstick=_prototype("us/event", prototype, 86.0),
         faults=faults,
         foreign_cpu=pairs.foreign_cpu,
         repeated=pairs.repeated,
@@ -250,13 +260,14 @@ def _job(
     return make
 
 
-def _ratio(pairs: Pairs, value: Callable[[Result], float], *, faults: list[str]) -> Outcome:
+def _ratio(
+    pairs: Pairs, value: Callable[[Result], float], tokens: int, *, reference: float | None
+) -> Outcome:
     direct, llmd = pairs.each(value)
     prototype = pairs.each_prototype(value)
 
-    def compared(others: list[float]) -> Spread:
-        shares = [100 * b / a if a else 0.0 for a, b in zip(direct, others, strict=True)]
-        return Spread.of(shares)
+    def compared(others: list[float]) -> list[float]:
+        return [100 * b / a if a else 0.0 for a, b in zip(direct, others, strict=True)]
 
     return Outcome(
         name="",
@@ -264,22 +275,24 @@ def _ratio(pairs: Pairs, value: Callable[[Result], float], *, faults: list[str])
         unit="",
         direct=Spread.of(direct),
         llmd=Spread.of(llmd),
-        value=compared(llmd),
+        value=Spread.of(compared(llmd)),
         value_unit="%",
-        prototype=compared(prototype) if prototype else None,
+        yardstick=_prototype("%", compared(prototype) if prototype else [], reference),
         at_least=True,
-        faults=faults,
+        faults=pairs.faults(tokens),
         foreign_cpu=pairs.foreign_cpu,
         repeated=pairs.repeated,
     )
 
 
-def _added(pairs: Pairs, value: Callable[[Result], float], *, faults: list[str]) -> Outcome:
+def _added(
+    pairs: Pairs, value: Callable[[Result], float], tokens: int, *, reference: float | None
+) -> Outcome:
     direct, llmd = pairs.each(value)
     prototype = pairs.each_prototype(value)
 
-    def compared(others: list[float]) -> Spread:
-        return Spread.of([b - a for a, b in zip(direct, others, strict=True)])
+    def compared(others: list[float]) -> list[float]:
+        return [b - a for a, b in zip(direct, others, strict=True)]
 
     return Outcome(
         name="",
@@ -287,13 +300,17 @@ def _added(pairs: Pairs, value: Callable[[Result], float], *, faults: list[str])
         unit="ms",
         direct=Spread.of(direct),
         llmd=Spread.of(llmd),
-        value=compared(llmd),
+        value=Spread.of(compared(llmd)),
         value_unit="ms more",
-        prototype=compared(prototype) if prototype else None,
-        faults=faults,
+        yardstick=_prototype("ms more", compared(prototype) if prototype else [], reference),
+        faults=pairs.faults(tokens),
         foreign_cpu=pairs.foreign_cpu,
         repeated=pairs.repeated,
     )
+
+
+def _prototype(unit: str, values: list[float], reference: float | None) -> Yardstick | None:
+    return Yardstick("prototype", unit, Spread.of(values), reference) if values else None
 
 
 def _stream_notes(outcome: Outcome, pairs: Pairs) -> None:

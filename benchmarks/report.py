@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measures import Outcome
-from benchmarks.rounds import FOREIGN_CPUS, Spread
+from benchmarks.measures import Outcome, Yardstick
+from benchmarks.rounds import FOREIGN_CPUS
 
 _VERDICTS = {True: "ok", False: "OVER", None: ""}
 
@@ -41,8 +41,8 @@ def row(outcome: Outcome) -> str:
     if outcome.notes:
         notes = ", ".join(f"{name} {_plain(number)}" for name, number in outcome.notes.items())
         lines.append(f"    {notes}")
-    if outcome.prototype is not None:
-        lines.append(f"    {outcome.yardstick}: {_by_prototype(outcome, outcome.prototype)}")
+    if outcome.yardstick is not None:
+        lines.append(f"    {outcome.yardstick.name}: {_by_yardstick(outcome, outcome.yardstick)}")
     lines += [f"    INVALID: {fault}" for fault in outcome.faults]
     if outcome.repeated:
         lines.append(f"    disturbed rounds that were run again: {outcome.repeated}")
@@ -51,15 +51,15 @@ def row(outcome: Outcome) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _by_prototype(outcome: Outcome, prototype: Spread) -> str:
+def _by_yardstick(outcome: Outcome, yardstick: Yardstick) -> str:
     """Return what the yardstick took, and what the target means by that."""
-    here = _number(prototype.median, outcome.yardstick_unit or outcome.value_unit)
-    if outcome.reference is None or outcome.scaled_target is None:
+    here = _number(yardstick.here.median, yardstick.unit)
+    if yardstick.reference is None or outcome.scaled_target is None:
         return here
     target = f"{'>=' if outcome.at_least else '<='} {_plain(outcome.scaled_target)}"
     return (
-        f"{here}, {_plain(outcome.reference)} where the targets were set; "
-        f"by its measure {target} {_VERDICTS[outcome.met_by_prototype]}"
+        f"{here}, {_plain(yardstick.reference)} where the targets were set; "
+        f"by its measure {target} {_VERDICTS[outcome.met_by_yardstick]}"
     )
 
 
@@ -84,7 +84,7 @@ def as_json(outcomes: list[Outcome], about: dict[str, Any]) -> dict[str, Any]:
     return {
         **about,
         "measures": [
-            asdict(outcome) | {"met": outcome.met, "met_by_prototype": outcome.met_by_prototype}
+            asdict(outcome) | {"met": outcome.met, "met_by_yardstick": outcome.met_by_yardstick}
             for outcome in outcomes
         ],
     }

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.job import process_cpu_s
-from benchmarks.measures import Outcome
+from benchmarks.measures import Outcome, Yardstick
 from benchmarks.rounds import Spread
 from benchmarks.stack import ROOT, BenchmarkError, environment
 
@@ -175,9 +175,8 @@ def _import_s(directory: Path) -> float:
 
 def _weigh(outcome: Outcome, imports_s: list[float]) -> None:
     """Have the report say what the budget means on a machine that imports textual so fast."""
-    outcome.yardstick = "the import of textual"
-    outcome.yardstick_unit = "s"
-    outcome.prototype, outcome.reference = Spread.of(imports_s), IMPORT_S
+    here = Spread.of(imports_s)
+    outcome.yardstick = Yardstick("the import of textual", "s", here, IMPORT_S)
 
 
 def _first_paint(directory: Path, rounds: int) -> Outcome:

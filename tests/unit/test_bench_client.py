@@ -14,7 +14,7 @@ from benchmarks import stack
 from benchmarks.client import TAIL_BYTES, Answer, BadAnswer, request_bytes
 from benchmarks.generator import Load
 from benchmarks.job import Generator, Job, process_cpu_s
-from benchmarks.measures import Outcome
+from benchmarks.measures import Outcome, Yardstick
 from benchmarks.relays import RelayProcess
 from benchmarks.rounds import Spread
 from llmd.config import load
@@ -264,13 +264,13 @@ def test_a_target_is_scaled_by_what_the_prototype_takes_here(
 ):
     spread = Spread(value, value, value)
     outcome = Outcome("x", "x", "ms", None, spread, spread, "ms", 1.2, at_least)
-    outcome.reference = reference
     if prototype is not None:
-        outcome.prototype = Spread(prototype, prototype, prototype)
+        here = Spread(prototype, prototype, prototype)
+        outcome.yardstick = Yardstick("prototype", "ms", here, reference)
     assert outcome.scaled_target == (target if target is None else pytest.approx(target))
-    assert outcome.met_by_prototype is met
+    assert outcome.met_by_yardstick is met
     outcome.faults.append("no answer")
-    assert outcome.met_by_prototype is None
+    assert outcome.met_by_yardstick is None
 
 
 def test_the_prototype_relays_plain_and_streamed_answers(tmp_path):
